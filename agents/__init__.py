@@ -1,0 +1,1 @@
+"""Experts, demonstrations and training of Lipschitz policies."""

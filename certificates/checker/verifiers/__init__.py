@@ -1,0 +1,1 @@
+"""One verifier per kind of claim, one file each; none imports another."""

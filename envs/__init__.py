@@ -1,0 +1,1 @@
+"""Plants, written once as graphs, and their Gymnasium environments."""

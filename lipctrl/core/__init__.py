@@ -1,0 +1,1 @@
+"""What every floor above the checker uses: errors, progress, run folders, recording and evaluation of graphs."""

@@ -1,0 +1,1 @@
+"""Controllers that optimise through a model."""

@@ -1,0 +1,1 @@
+"""Networks with a known upper bound on their Lipschitz constant."""

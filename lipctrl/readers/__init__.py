@@ -1,0 +1,1 @@
+"""Foreign networks and policies brought into canonical form."""
