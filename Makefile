@@ -40,4 +40,4 @@ $(ENVIRONMENT)/installed-dev: $(INPUTS)
 	PYTHON="$(PYTHON)" sh .ci/install $(ENVIRONMENT) dev
 
 clean:
-	rm -rf $(ENVIRONMENT) build dist docs/_build lipctrl.egg-info
+	rm -rf $(ENVIRONMENT) build dist docs/_build docs/generated lipctrl.egg-info
