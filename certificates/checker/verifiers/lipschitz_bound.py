@@ -1,0 +1,218 @@
+"""The kind ``lipschitz-bound``: |S_out (f(x) - f(y))| <= bound |S_in (x - y)| for all x and y, in Euclidean norms.
+
+f is the policy graph over the reals, with its scales and clips, so without S_in and S_out the bound is in physical units.
+Two methods. ``norm-product``: no numbers, the checker multiplies proved norms of the layers. ``multipliers``: with
+stacked increments D = (dx, dz_1, ..., dz_l), slopes in [a, b] give (dz - a dv)(dz - b dv) <= 0 for each unit, and sorting a
+group gives |dv|^2 >= |dz|^2 and equal sums. Hence if
+
+    rho^2 |S_x dx|^2 - |S_u dy|^2 + sum_j lambda_j (dz_j - a_j dv_j)(dz_j - b_j dv_j)
+      + sum_G lambda_G (|dz_G|^2 - |dv_G|^2) + 2 sum_G c_G (sum_G (dz - dv))^2
+
+is positive semidefinite as a quadratic form in D, with every lambda >= 0, then rho is a bound. The file supplies rho, lambda
+and c; slopes, weights and scales come from the graph.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from decimal import ROUND_CEILING, Decimal
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+
+from lipctrl.certificates.checker.bundle import Certificate, fields, floats, numbers
+from lipctrl.certificates.checker.chain import Chain, Hidden, enclose, read_chain
+from lipctrl.certificates.checker.definite import (
+    OutOfRange,
+    balls,
+    exact,
+    is_definite_in_balls,
+    is_semidefinite,
+    norm_upper_bound,
+    require_ieee_products,
+    symmetric,
+)
+from lipctrl.certificates.checker.graph import Graph
+from lipctrl.certificates.checker.intervals import Array, UnsafeArithmetic
+from lipctrl.certificates.checker.verdict import Rejected, Verdict, verified
+
+KIND = "lipschitz-bound"
+
+Lift = Callable[[Array], Any]
+
+
+def verify(certificate: Certificate) -> Verdict:
+    """Verify a ``lipschitz-bound`` certificate. Raises Rejected with the reason where it proves nothing."""
+    if certificate.arithmetic != "real":
+        raise Rejected("a Lipschitz bound is about the real-valued network: rounding makes slopes between near points unbounded")
+    if certificate.requires:
+        raise Rejected(f"a {KIND} certificate rests on no other certificate")
+    if set(certificate.subject) != {"policy"}:
+        raise Rejected(f"a {KIND} certificate has a policy as its subject and nothing else")
+    bound = prove_lipschitz(certificate.policy, certificate.claim, certificate.evidence)
+    weighted = [name for name in ("input_scale", "output_scale") if certificate.claim[name] is not None]
+    norm = f"Euclidean norms weighted by the claim's {' and '.join(weighted)}" if weighted else "the Euclidean norm, in physical units"
+    return verified(
+        kind=KIND,
+        property="lipschitz",
+        claim=f"|f(x) - f(y)| <= {rounded_up(bound)} |x - y| for all x and y, in {norm}",
+        arithmetic=certificate.arithmetic,
+        subject=certificate.digests,
+        numbers={"lipschitz": bound},
+    )
+
+
+def prove_lipschitz(graph: Graph, claim: Mapping[str, Any], evidence: Mapping[str, Any]) -> float:
+    """The claimed bound if the evidence proves it for this graph. Raises Rejected with the reason otherwise."""
+    table = fields(claim, ("property", "norm", "input_scale", "output_scale", "bound"), "claim")
+    if table["property"] != "lipschitz" or table["norm"] != "l2":
+        raise Rejected("claim: expected property 'lipschitz' and norm 'l2'")
+    bound = float(floats([table["bound"]], 1, "bound")[0])
+    try:
+        require_ieee_products(256)  # before any weight is read: a mode that flushes subnormals changes them
+        chain = read_chain(graph)
+        scales = tuple(_scale(table[name], n) for name, n in (("input_scale", chain.sizes[0]), ("output_scale", len(chain.weight))))
+        scale_in, scale_out = effective_scales(chain, *scales)
+        if evidence.get("method") == "norm-product":
+            fields(evidence, ("method",), "evidence")
+            product = norm_product(chain, scale_in, scale_out)
+            if not bound >= product:
+                raise Rejected(f"the product of norms is {product!r}, which is not at most the bound {bound!r}")
+        elif evidence.get("method") == "multipliers":
+            fields(evidence, ("method", "multipliers", "couplings"), "evidence")
+            _prove_by_multipliers(chain, scale_in, scale_out, bound, evidence)
+        else:
+            raise Rejected("evidence: expected method 'norm-product' or 'multipliers'")
+    except (UnsafeArithmetic, OutOfRange) as error:
+        raise Rejected(str(error)) from error
+    return bound
+
+
+def _scale(values: object, size: int) -> tuple[Fraction, ...]:
+    if values is None:
+        return (Fraction(1),) * size
+    scale = numbers(values, size, "scale")
+    if not all(s > 0 for s in scale):
+        raise Rejected("a scale of the norm is not positive")
+    return scale
+
+
+def effective_scales(chain: Chain, input_scale: tuple[Fraction, ...], output_scale: tuple[Fraction, ...]) -> tuple[Array, Array]:
+    """Scales (S_x, S_u) of the norms at the first and last affine map that imply the claim in the graph's own coordinates.
+
+    S_x is rounded down and S_u up, which only strengthens what must be proved. Raises Rejected where the graph multiplies an
+    input by zero.
+    """
+    gain_in, gain_out = ([Fraction(g) for g in gains.tolist()] for gains in (chain.input_gain, chain.output_gain))
+    if not all(gain_in):
+        raise Rejected("the graph multiplies a coordinate of its input by zero")
+    inputs = [s / g for s, g in zip(input_scale, gain_in, strict=True)]
+    outputs = [s * g for s, g in zip(output_scale, gain_out, strict=True)]
+    return enclose(inputs, inputs).low, enclose(outputs, outputs).high
+
+
+# --- product of norms ---------------------------------------------------------------------------------------------------
+
+
+def norm_product(chain: Chain, scale_in: Array, scale_out: Array) -> float:
+    """A proved upper bound: the product of the norms of the layers, rounded up. Infinity where a norm could not be proved."""
+    weights = [*(layer.weight for layer in chain.hidden), chain.weight]
+    outputs = [*(layer.gain for layer in chain.hidden), scale_out]
+    bound = 1.0
+    for index, (weight, output) in enumerate(zip(weights, outputs, strict=True)):
+        norm = norm_upper_bound(weight, _unless_one(scale_in) if index == 0 else None, _unless_one(output))
+        bound = math.nextafter(bound * norm, math.inf) if norm else 0.0
+        if not bound:
+            return 0.0
+    return bound
+
+
+def _unless_one(scale: Array) -> Array | None:
+    return None if bool(np.all(scale == 1)) else scale
+
+
+# --- multipliers --------------------------------------------------------------------------------------------------------
+
+
+def _prove_by_multipliers(chain: Chain, scale_in: Array, scale_out: Array, rho: float, evidence: Mapping[str, Any]) -> None:
+    multipliers, couplings = evidence["multipliers"], evidence["couplings"]
+    if not all(isinstance(v, list) and len(v) == len(chain.hidden) for v in (multipliers, couplings)):
+        raise Rejected(f"multipliers and couplings must be lists with one entry for each of the {len(chain.hidden)} hidden layers")
+    lambdas = [floats(v, _groups(layer), "multipliers") for v, layer in zip(multipliers, chain.hidden, strict=True)]
+    coupled = [floats(v, _groups(layer) if layer.group_size else 0, "couplings") for v, layer in zip(couplings, chain.hidden, strict=True)]
+    if not all(bool(np.all(values >= 0)) for values in lambdas):
+        raise Rejected("a multiplier is negative")
+    if not 0 < rho < math.inf:
+        raise Rejected(f"the bound must be positive and finite, got {rho!r}")
+    try:
+        proved = is_semidefinite(multiplier_form(chain, scale_in, scale_out, rho, lambdas, coupled, exact))
+    except OutOfRange:
+        proved = is_definite_in_balls(multiplier_form(chain, scale_in, scale_out, rho, lambdas, coupled, balls))
+    if not proved:
+        raise Rejected(f"the multipliers do not prove the bound {rho!r}: the matrix could not be shown positive semidefinite")
+
+
+def _groups(layer: Hidden) -> int:
+    """Multipliers of a hidden layer: one for each unit, or for each group that is sorted."""
+    return len(layer.weight) if not layer.group_size else math.ceil(len(layer.weight) / layer.group_size)
+
+
+def multiplier_form(
+    chain: Chain, scale_in: Array, scale_out: Array, rho: float, multipliers: list[Array], couplings: list[Array], lift: Lift
+) -> Any:
+    """The quadratic form of this module's head as a symmetric matrix in the arithmetic of ``lift`` (``exact`` or ``balls``).
+
+    Block 0 is the input, block k the k-th hidden layer.
+    """
+    side = lift(np.array([rho])) * lift(scale_in)
+    blocks = {(0, 0): _diagonal(side * side, lift)}
+    for index, (layer, lambdas, coupled) in enumerate(zip(chain.hidden, multipliers, couplings, strict=True), start=1):
+        own, cross, before = _sorted_blocks(layer, lambdas, coupled, lift) if layer.group_size else _slope_blocks(layer, lambdas, lift)
+        blocks[index, index], blocks[index, index - 1] = own, cross
+        if before is not None:
+            blocks[index - 1, index - 1] = blocks[index - 1, index - 1] + before
+    output = lift(scale_out)[:, None] * lift(chain.weight)
+    last = len(chain.hidden)
+    blocks[last, last] = blocks[last, last] - output.T @ output
+    return symmetric(blocks, chain.sizes)
+
+
+def _diagonal(values: Any, lift: Lift) -> Any:
+    return values[:, None] * lift(np.eye(len(values if isinstance(values, np.ndarray) else values.value)))
+
+
+def _slope_blocks(layer: Hidden, lambdas: Array, lift: Lift) -> tuple[Any, Any, Any | None]:
+    """lambda (dz - a dv)(dz - b dv) with dv = W dz_before: blocks (own, own), (own, before), (before, before)."""
+    weight, multiplier = lift(layer.weight), lift(lambdas)
+    low, high = lift(layer.low), lift(layer.high)
+    half = lift(np.array([0.5]))
+    cross = -(half * multiplier * (low + high))[:, None] * weight
+    before = None
+    if bool(np.any((layer.low != 0) & (layer.high != 0))):
+        before = weight.T @ ((multiplier * low * high)[:, None] * weight)
+    return _diagonal(multiplier, lift), cross, before
+
+
+def _sorted_blocks(layer: Hidden, lambdas: Array, coupled: Array, lift: Lift) -> tuple[Any, Any, Any]:
+    """lambda (|dz|^2 - |dv|^2) + 2 c (sum dz - sum dv)^2 for each group, blocks as in :func:`_slope_blocks`."""
+    size = len(layer.weight)
+    group = np.arange(size) // layer.group_size
+    member = lift((group[None, :] == np.arange(len(lambdas))[:, None]).astype(np.float64))  # (groups, units)
+    weight, multiplier = lift(layer.weight), lift(lambdas[group])
+    twice = (lift(np.array([2.0])) * lift(coupled))[:, None]
+    sums = member @ weight
+    own = _diagonal(multiplier, lift) + member.T @ (twice * member)
+    cross = -(member.T @ (twice * sums))
+    before = sums.T @ (twice * sums) - weight.T @ (multiplier[:, None] * weight)
+    return own, cross, before
+
+
+def rounded_up(value: float, digits: int = 6) -> str:
+    """A decimal text of at least ``value`` with about this many significant digits."""
+    if value == 0:
+        return "0"
+    exact_value = Decimal(value)
+    step = Decimal(1).scaleb(exact_value.adjusted() - digits + 1)
+    return f"{exact_value.quantize(step, rounding=ROUND_CEILING).normalize():f}"
