@@ -28,7 +28,7 @@ def evaluate_exact(graph: Graph, inputs: Mapping[str, Sequence[Fraction]]) -> di
     sizes = graph.input_sizes
     if {name: len(value) for name, value in inputs.items()} != sizes:
         raise ValueError(f"inputs must have the names and lengths {sizes}")
-    return evaluate(graph, {name: tuple(Fraction(v) for v in value) for name, value in inputs.items()}, _Exact())
+    return evaluate(graph, {name: tuple(Fraction(v) for v in value) for name, value in inputs.items()}, ExactAlgebra())
 
 
 def exact_tensor(values: np.ndarray) -> list[Fraction]:
@@ -42,10 +42,10 @@ def _bounded(values: Sequence[Fraction]) -> Vector:
     return tuple(values)
 
 
-def _at_zero(op: str, value: Fraction | None) -> Callable[[_Exact, Vector], Vector]:
+def _at_zero(op: str, value: Fraction | None) -> Callable[[ExactAlgebra, Vector], Vector]:
     """The rule of an operation whose only rational value we know is the one at 0."""
 
-    def rule(self: _Exact, x: Vector) -> Vector:
+    def rule(self: ExactAlgebra, x: Vector) -> Vector:
         if value is None or any(x):
             raise Inexact(f"{op} has no known rational value here")
         return (value,) * len(x)
@@ -67,7 +67,9 @@ def _pairs(a: Vector, b: Vector) -> zip[tuple[Fraction, Fraction]]:
     return zip(a * (n // len(a)), b * (n // len(b)), strict=True)
 
 
-class _Exact:
+class ExactAlgebra:
+    """The operations of a Graph on tuples of rationals."""
+
     sin = _at_zero("sin", Fraction(0))
     cos = _at_zero("cos", Fraction(1))
     tan = _at_zero("tan", Fraction(0))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import InitVar, dataclass, field
+from decimal import ROUND_CEILING, ROUND_FLOOR, ROUND_HALF_EVEN, Context, Decimal
+from fractions import Fraction
 from types import MappingProxyType
 from typing import Literal, NoReturn
 
@@ -61,6 +63,14 @@ def plain(text: str) -> str:
     """Text that is safe to print: anything a file could use to draw on a terminal is escaped, the length is bounded."""
     shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text[:2000])
     return shown if len(text) <= 2000 else shown + " ..."
+
+
+def shown(value: Fraction, towards: Literal["up", "down", "nearest"] = "nearest") -> str:
+    """Six digits of an exact number for a sentence, rounded in the direction that keeps the sentence true."""
+    rounding = {"up": ROUND_CEILING, "down": ROUND_FLOOR, "nearest": ROUND_HALF_EVEN}[towards]
+    quotient = Context(prec=6, rounding=rounding).divide(Decimal(value.numerator), Decimal(value.denominator))
+    text = f"{quotient:f}"
+    return f"{quotient:e}" if len(text) > 14 else text.rstrip("0").rstrip(".") if "." in text else text
 
 
 def verified(
