@@ -1,4 +1,4 @@
-"""Certificate files and policy folders: strict reading of untrusted bytes, and writing.
+"""Certificate files and policy folders: strict reading of untrusted bytes.
 
 A certificate is ``certificate.json`` and ``weights.safetensors`` in a folder or in one zip of it. Reading either ends in a
 :class:`Certificate` whose subject was rebuilt and whose digests match, or raises :class:`Rejected`. Nothing is executed,
@@ -12,9 +12,7 @@ import io
 import json
 import os
 import re
-import shutil
 import stat
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
@@ -24,9 +22,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
-import safetensors.numpy
 
-from lipctrl.certificates.checker.graph import Graph, GraphError, canonical_json, graph_from_json, graph_to_json, rational_from_text
+from lipctrl.certificates.checker.graph import Graph, GraphError, canonical_json, graph_from_json, rational_from_text
 from lipctrl.certificates.checker.verdict import Rejected
 
 CERTIFICATE, WEIGHTS, POLICY, PROVENANCE = "certificate.json", "weights.safetensors", "policy.json", "provenance.json"
@@ -415,63 +412,3 @@ def read_policy_folder(path: str | os.PathLike[str]) -> tuple[Graph, dict[str, A
         raise Rejected("policy graph must map 'observation' to 'action', in the sizes that the folder names")
     dt = None if data["dt"] is None else number(data["dt"], "policy dt")
     return graph, {**metadata, "dt": dt, "provenance": data["provenance"]}
-
-
-# --- writing ----------------------------------------------------------------------------------------------------------
-
-
-def write_certificate(
-    folder: str | os.PathLike[str],
-    *,
-    kind: str,
-    claim: Mapping[str, Any],
-    policy: Graph,
-    plant: Mapping[str, Any] | None = None,
-    evidence: Mapping[str, Any] | None = None,
-    arithmetic: str = "real",
-    requires: Sequence[str] = (),
-    tensors: Mapping[str, np.ndarray] | None = None,
-    provenance: Mapping[str, Any] | None = None,
-) -> Path:
-    """Write a certificate folder, replacing an earlier certificate there in one step; equal inputs give equal bytes.
-
-    ``plant`` is a plant subject as JSON data; ``tensors`` are extra arrays of the evidence, their names start with
-    ``evidence/``; ``provenance`` is written beside, outside all digests. Returns the folder. Raises ValueError where the
-    folder holds anything but a certificate, Rejected where the parts do not make a well-formed one.
-    """
-    weights = safetensors.numpy.save({name: np.ascontiguousarray(t) for name, t in {**policy.tensors, **(tensors or {})}.items()})
-    subject = {"policy": graph_to_json(policy), **({} if plant is None else {"plant": plant})}
-    data = {
-        "format": "lipctrl-certificate",
-        "version": 1,
-        "kind": kind,
-        "arithmetic": arithmetic,
-        "claim": claim,
-        "subject": subject,
-        "evidence": evidence or {},
-        "tensors": {"file": WEIGHTS, "sha256": hashlib.sha256(weights).hexdigest()},
-        "requires": list(requires),
-    }
-    members = {CERTIFICATE: canonical_json(data).encode() + b"\n", WEIGHTS: weights}
-    parse_certificate(members[CERTIFICATE], weights)
-    if provenance is not None:
-        members[PROVENANCE] = json.dumps(provenance, indent=1, sort_keys=True).encode() + b"\n"
-    replace_folder(Path(folder), members)
-    return Path(folder)
-
-
-def replace_folder(folder: Path, members: Mapping[str, bytes]) -> None:
-    """Put ``members`` into ``folder`` in one step. Raises ValueError where it holds files that this would lose."""
-    if folder.exists() and (not folder.is_dir() or {entry.name for entry in folder.iterdir()} - {*MAX_BYTES, PROVENANCE}):
-        raise ValueError(f"{folder} exists and holds more than a certificate: choose another folder")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        (fresh / "new").mkdir()
-        for name, data in members.items():
-            (fresh / "new" / name).write_bytes(data)
-        if folder.exists():
-            os.replace(folder, fresh / "old")
-        os.replace(fresh / "new", folder)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)

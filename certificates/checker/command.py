@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lipctrl.certificates.checker.kinds import check, resolve_about
-from lipctrl.certificates.checker.verdict import FALSIFIED, LEVELS, PROVED, UNKNOWN, Verdict
+from lipctrl.certificates.checker.verdict import FALSIFIED, LEVELS, UNKNOWN, Verdict
 
 EXAMPLE = """example:
   lipctrl-check run/certificates/stability --about run/policy
@@ -43,6 +43,8 @@ def run(certificates: Sequence[str], about: str | None = None, as_json: bool = F
     start = time.perf_counter()
     missing = [path for path in certificates if not Path(path).exists()]
     try:
+        if not certificates:
+            raise ValueError("no certificate was given")
         if missing:
             raise ValueError(f"no such file or folder: {missing[0]}")
         if about is not None:
@@ -92,7 +94,7 @@ def report(verdicts: Sequence[tuple[str, Verdict]], seconds: float) -> dict[str,
     return {
         "verb": "check",
         "status": "ok" if holds(verdicts) else "refuted",
-        "level": max((verdict.level for _, verdict in verdicts), key=LEVELS.index, default=PROVED),
+        "level": max((verdict.level for _, verdict in verdicts), key=LEVELS.index),
         "claim": " ".join(verdict.claim for _, verdict in verdicts if verdict.claim),
         "certificates": [str(path) for path, _ in verdicts],
         "seconds": seconds,

@@ -6,14 +6,15 @@ The claim names the property that fails and the region it was claimed for:
 a state x of S whose successor lies outside S.
 ``asymptotically_stable``: region and evidence empty. The checker shows F(x*) = x* exactly, that F is continuously differentiable around
 x*, and that its derivative there has an eigenvalue of modulus above 1; x* is then unstable, whatever the region.
-``lipschitz``: region ``norm`` (``l2`` or ``linf``) and ``bound``, evidence ``first`` and ``second``: two inputs of the network whose
-outputs are further apart than ``bound`` times their distance.
+``lipschitz``: region ``norm`` (``l2`` or ``linf``), ``bound``, ``input_scale``, ``output_scale`` (weights of the norms, or null),
+evidence ``first`` and ``second``: two inputs of the network whose outputs are further apart than ``bound`` times their distance.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from fractions import Fraction
+from functools import reduce
 from itertools import pairwise
 from math import comb
 from typing import Any, NamedTuple
@@ -84,26 +85,28 @@ def _quadratic(matrix: Sequence[Sequence[Any]], x: Sequence[Any]) -> Any:
 
 
 def _stretches(certificate: Certificate, region: object) -> str:
-    table, policy = fields(region, ("norm", "bound"), "region"), certificate.policy
+    table, policy = fields(region, ("norm", "bound", "input_scale", "output_scale"), "region"), certificate.policy
     if len(policy.input_sizes) != 1 or len(policy.outputs) != 1 or table["norm"] not in ("l2", "linf"):
         raise Rejected("a Lipschitz counterexample needs a network with one input and one output, and the norm 'l2' or 'linf'")
     (name, size), bound = *policy.input_sizes.items(), number(table["bound"], "bound")
     evidence = fields(certificate.evidence, ("first", "second"), "evidence")
     pair = [[ball(v) for v in numbers(evidence[key], size, key)] for key in ("first", "second")]
-    outputs = [next(iter(evaluate_balls(policy, {name: x}).values())) for x in pair]
-    before, after = (_norm([a - b for a, b in zip(*ends, strict=True)], table["norm"]) for ends in (pair, outputs))
+    images = [next(iter(evaluate_balls(policy, {name: x}).values())) for x in pair]
+    before = _distance(*pair, table["input_scale"], table["norm"])
+    after = _distance(*images, table["output_scale"], table["norm"])
     if not after > ball(bound) * before:
         raise Rejected("the two outputs were not shown to be further apart than the bound allows")
     return f"{shown(bound)} is not a Lipschitz constant of the network in the {table['norm']} norm: two inputs are stretched by more"
 
 
-def _norm(x: Balls, norm: str) -> arb:
+def _distance(a: Balls, b: Balls, scale: object, norm: str) -> arb:
+    weights = [Fraction(1)] * len(a) if scale is None else numbers(scale, len(a), "scale")
+    if not all(w > 0 for w in weights):
+        raise Rejected("a scale of the norm is not positive")
+    parts = [ball(w) * abs(x - y) for w, x, y in zip(weights, a, b, strict=True)]
     if norm == "l2":
-        return sum((v * v for v in x), arb(0)).sqrt()
-    largest = arb(0)
-    for v in x:
-        largest = largest.max(abs(v))
-    return largest
+        return sum((v * v for v in parts), arb(0)).sqrt()
+    return reduce(arb.max, parts)
 
 
 # --- asymptotically_stable --------------------------------------------------------------------------------------------
