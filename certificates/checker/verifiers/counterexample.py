@@ -92,8 +92,8 @@ def _stretches(certificate: Certificate, region: object) -> str:
     evidence = fields(certificate.evidence, ("first", "second"), "evidence")
     pair = [[ball(v) for v in numbers(evidence[key], size, key)] for key in ("first", "second")]
     images = [next(iter(evaluate_balls(policy, {name: x}).values())) for x in pair]
-    before = _distance(*pair, table["input_scale"], table["norm"])
-    after = _distance(*images, table["output_scale"], table["norm"])
+    before = _distance(pair[0], pair[1], table["input_scale"], table["norm"])
+    after = _distance(images[0], images[1], table["output_scale"], table["norm"])
     if not after > ball(bound) * before:
         raise Rejected("the two outputs were not shown to be further apart than the bound allows")
     return f"{shown(bound)} is not a Lipschitz constant of the network in the {table['norm']} norm: two inputs are stretched by more"
