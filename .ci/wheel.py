@@ -42,17 +42,31 @@ def check_contents(wheel: Path) -> None:
     print(f"{wheel.name}: {len(held)} files, as in the tree; its only top-level name is lipctrl")
 
 
-def stands_alone(test: Path) -> bool:
-    """Whether a test file imports nothing beyond the checker and what the checker and pytest need."""
+def imports(file: Path) -> set[str]:
+    """The modules that a file imports, by dotted name."""
+    names = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names.add(node.module or "")
+    return names
+
+
+def needed_files(test: Path) -> set[Path] | None:
+    """A test file of the checker with the helpers beside it that it imports; ``None`` where it imports more than the checker needs."""
     allowed = {*CHECKER_NEEDS, *TESTS_NEED, *sys.stdlib_module_names}
-    for node in ast.walk(ast.parse(test.read_text())):
-        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-        if isinstance(node, ast.ImportFrom):
-            names = [node.module or ""]
-        for name in names:
-            if name.split(".")[0] not in allowed and not name.startswith("lipctrl.certificates.checker"):
-                return False
-    return any(word in test.read_text() for word in ("lipctrl.certificates.checker", "lipctrl-check"))
+    files, queue = set(), [test]
+    while queue:
+        file = queue.pop()
+        files.add(file)
+        for name in imports(file):
+            helper = test.parent / f"{name.split('.')[0]}.py"
+            if helper.exists():
+                queue += [] if helper in files else [helper]
+            elif name.split(".")[0] not in allowed and not name.startswith("lipctrl.certificates.checker"):
+                return None
+    return files if any("lipctrl.certificates.checker" in file.read_text() for file in files) else None
 
 
 def new_environment(folder: Path, wheel: Path, *requirements: str) -> Path:
@@ -73,7 +87,8 @@ def check_the_checker_alone(wheel: Path, work: Path) -> None:
     subprocess.run([scripts / "python", "-m", "pip", "install", "--quiet", "-c", ROOT / "constraints.txt", *sorted(TESTS_NEED)], check=True)
     tests = work / "tests"
     tests.mkdir()
-    for file in [ROOT / "tests" / "conftest.py", *filter(stands_alone, sorted((ROOT / "tests").glob("test_*.py")))]:
+    chosen = [needed_files(test) or set() for test in (ROOT / "tests").glob("test_*.py")]
+    for file in {ROOT / "tests" / "conftest.py"}.union(*chosen):
         shutil.copy(file, tests)
     subprocess.run([scripts / "python", "-m", "pytest", "-q", "-p", "no:cacheprovider", tests], check=True, cwd=work)
 
