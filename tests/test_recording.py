@@ -83,7 +83,7 @@ def test_recorded_torch_code_computes_what_it_computes_on_tensors(function: Call
 
 def test_torch_modules_keep_their_weights_bit_for_bit() -> None:
     network = nn.Sequential(nn.Linear(2, 5), nn.ReLU(), nn.Linear(5, 3, bias=False), nn.Tanh())
-    graph = record(lambda x: network(x), {"x": 2})
+    graph = record(network, {"x": 2})
     np.testing.assert_array_equal(graph.tensors["tensor0"], network[0].weight.detach().numpy())
     assert [node.op for node in graph.nodes] == ["input", "affine", "relu", "affine", "tanh"]
     result = compile_numpy(graph, np.float32)(x=STATE)["output"]
@@ -181,7 +181,7 @@ def test_recentre_and_group_sort_survive_a_file(tmp_path: Any) -> None:
     graph = record(lambda x: recentre(inner, x / 2, ["1/2", 0], np.ones(3, np.float32)) * 2, {"x": 2})
     again = graph_from_json(graph_to_json(graph), graph.tensors)
     assert again.digest() == graph.digest()
-    expected = 2 * (np.sort((MATRIX @ STATE / 2)[:2]).tolist() + [(MATRIX @ STATE / 2)[2]] - np.ones(3))
+    expected = 2 * ([*np.sort((MATRIX @ STATE / 2)[:2]).tolist(), (MATRIX @ STATE / 2)[2]] - np.ones(3))
     np.testing.assert_allclose(compile_numpy(again)(x=STATE)["output"], expected)
     nested = record(lambda x: inline(graph, x=x)["output"], {"x": 2})
     np.testing.assert_allclose(compile_numpy(nested)(x=STATE)["output"], expected)
