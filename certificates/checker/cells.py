@@ -13,7 +13,7 @@ import numpy as np
 
 from lipctrl.certificates.checker import intervals as iv
 from lipctrl.certificates.checker.bundle import PlantSubject
-from lipctrl.certificates.checker.enclosure import EnclosureAlgebra, Enclosed, seeds
+from lipctrl.certificates.checker.enclosure import Enclosed, EnclosureAlgebra, seeds
 from lipctrl.certificates.checker.graph import Graph, evaluate
 from lipctrl.certificates.checker.intervals import Array, Interval
 from lipctrl.certificates.checker.rounding import float32_error
@@ -54,9 +54,13 @@ class Loop:
         if slope is None:
             slope = iv.point(np.zeros((len(half), *shape)))
         slope_centre, slope_radius = slope.centre_radius()
-        value, at_centre = (Interval(*(np.broadcast_to(end, shape) for end in (v.low, v.high))) for v in (after.value - rest, after.centre - rest))
+        value, at_centre = (
+            Interval(*(np.broadcast_to(end, shape) for end in (v.low, v.high))) for v in (after.value - rest, after.centre - rest)
+        )
         centre_value, centre_radius = at_centre.centre_radius()
-        return Step(centre, half[:, :, 0].T, value, centre_value, centre_radius, *(s.transpose(1, 2, 0) for s in (slope_centre, slope_radius)))
+        return Step(
+            centre, half[:, :, 0].T, value, centre_value, centre_radius, *(s.transpose(1, 2, 0) for s in (slope_centre, slope_radius))
+        )
 
 
 def _widened(x: Enclosed, total: int) -> Enclosed:

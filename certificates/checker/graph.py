@@ -105,9 +105,9 @@ class Graph:
 
 
 def _check_tensor(name: object, tensor: object) -> None:
-    if not isinstance(name, str) or not isinstance(tensor, np.ndarray):
+    if not (isinstance(name, str) and isinstance(tensor, np.ndarray)):
         raise GraphError(f"tensor {name!r} is not a NumPy array")
-    if tensor.dtype not in (np.float32, np.float64) or tensor.ndim not in (1, 2) or tensor.size == 0:
+    if tensor.dtype.name not in ("float32", "float64") or tensor.ndim not in (1, 2) or tensor.size == 0:
         raise GraphError(f"tensor {name!r} has dtype {tensor.dtype} and shape {tensor.shape}, expected float32 or float64, 1-D or 2-D")
     if not np.isfinite(tensor).all():
         raise GraphError(f"tensor {name!r} has a value that is not finite")

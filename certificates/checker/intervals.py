@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
+from typing import Any
 
 import numpy as np
 from flint import arb, ctx
@@ -38,12 +39,12 @@ def gamma(n: int) -> float:
     return n * UNIT * 1.0001
 
 
-def down(x: Array) -> Array:
+def down(x: Any) -> Any:
     """The next float below."""
     return np.nextafter(x, -np.inf)
 
 
-def up(x: Array) -> Array:
+def up(x: Any) -> Any:
     """The next float above."""
     return np.nextafter(x, np.inf)
 
@@ -77,7 +78,7 @@ class Interval:
     @property
     def magnitude(self) -> Array:
         """The largest absolute value."""
-        return np.maximum(np.abs(self.low), np.abs(self.high))
+        return np.asarray(np.maximum(np.abs(self.low), np.abs(self.high)))
 
     def centre_radius(self) -> tuple[Array, Array]:
         """Floats c, r with ``[low, high]`` inside ``c +- r``."""
@@ -92,7 +93,7 @@ class Interval:
         """The smallest interval that holds both."""
         return Interval(np.minimum(self.low, other.low), np.maximum(self.high, other.high))
 
-    def take(self, indices: object) -> Interval:
+    def take(self, indices: Any) -> Interval:
         """Index the last axis."""
         return Interval(self.low[..., indices], self.high[..., indices])
 
@@ -286,7 +287,7 @@ def _tanh_end(x: Array, direction: int) -> Array:
     value, error = _kernel("tanh", x)
     bound = np.clip(np.nextafter(value + direction * error, direction * np.inf), -1.0, 1.0)
     outer = np.where(np.sign(x) == direction, direction * 1.0, -direction * (1 - 2.0**-53))
-    return np.where(np.abs(x) > 20, outer, bound)
+    return np.asarray(np.where(np.abs(x) > 20, outer, bound))
 
 
 def sigmoid(x: Interval) -> Interval:
@@ -304,4 +305,4 @@ def _softplus_end(x: Array, direction: int) -> Array:
     value, error = _kernel("softplus_tail", np.abs(x))
     tail = np.where(np.abs(x) > 40, 0.0 if direction < 0 else 2.0**-57, value + direction * error)
     tail = np.where(np.isnan(x), np.nan, tail)
-    return np.maximum(np.nextafter(np.maximum(x, 0.0) + np.maximum(tail, 0.0), direction * np.inf), 0.0)
+    return np.asarray(np.maximum(np.nextafter(np.maximum(x, 0.0) + np.maximum(tail, 0.0), direction * np.inf), 0.0))

@@ -15,9 +15,9 @@ from typing import NoReturn
 import numpy as np
 
 from lipctrl.certificates.checker import intervals as iv
-from lipctrl.certificates.checker.enclosure import EnclosureAlgebra, Enclosed, value_at_point
+from lipctrl.certificates.checker.enclosure import Enclosed, EnclosureAlgebra, value_at_point
 from lipctrl.certificates.checker.graph import Graph, GraphError, evaluate
-from lipctrl.certificates.checker.intervals import Array, Interval
+from lipctrl.certificates.checker.intervals import Array
 
 U32 = 2.0**-24
 ETA = 2.0**-149

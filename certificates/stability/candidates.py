@@ -44,8 +44,8 @@ def sample_steps(step: StepFunction, low: Array, high: Array, seed: int, count: 
     copies = [points] + [points[: count // 8] * 4.0**-k for k in range(1, 8)]
     state = np.concatenate(copies)
     after = step(state)
-    leaves = ~((after >= low) & (after <= high)).all(1)
-    return Samples(state, after, leaves, float(np.prod(high - low)), count)
+    leaves = np.logical_not(((after >= low) & (after <= high)).all(1))
+    return Samples(state, after, np.asarray(leaves), float(np.prod(high - low)), count)
 
 
 def level_of(P: Array, samples: Samples, rate: float) -> tuple[float, float]:
@@ -88,7 +88,7 @@ def _starts(A: Array, scale: Array, rate: float) -> list[Array]:
     n, out = len(A), []
     for fraction in (0.0, 0.5, 0.9):
         spectral = np.abs(np.linalg.eigvals(A)).max()
-        growth = 1 / np.sqrt((1 - rate)) * (1 + fraction * (0.999 / spectral * np.sqrt(1 - rate) - 1))
+        growth = 1 / np.sqrt(1 - rate) * (1 + fraction * (0.999 / spectral * np.sqrt(1 - rate) - 1))
         for weight in (np.eye(n), *(np.diag(np.where(np.arange(n) == i, 1.0, 0.01)) for i in range(n))):
             Q = np.diag(1 / scale) @ weight @ np.diag(1 / scale)
             try:

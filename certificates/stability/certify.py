@@ -22,7 +22,8 @@ from lipctrl.certificates.checker.writing import write_certificate
 from lipctrl.certificates.stability.branch_and_bound import HoleTest, Outcome, branch_and_bound
 from lipctrl.certificates.stability.candidates import Candidate, find_candidate, linearisation
 from lipctrl.certificates.stability.origin import ball_radius, contraction, smallest_level
-from lipctrl.certificates.stability.simulation import step_function
+from lipctrl.certificates.stability.simulation import StepFunction, step_function
+from lipctrl.core.errors import InputError
 from lipctrl.core.progress import Progress, no_progress
 
 Array = np.ndarray
@@ -70,6 +71,7 @@ class _Task:
     deadline: float
     seed: int
     progress: Progress
+    rate: Fraction
 
 
 def certify_stability(
@@ -78,6 +80,8 @@ def certify_stability(
     out: str | os.PathLike[str],
     *,
     readings: Sequence[str] = ("real", "float32"),
+    candidate: tuple[Array, float] | None = None,
+    rate: Fraction = RATE,
     budget_s: float = 60.0,
     seed: int = 0,
     activation_ulp: int | None = None,
@@ -91,35 +95,49 @@ def certify_stability(
     stability of every float32 evaluation, with the ball). An equilibrium whose linearisation is unstable gives a verified
     counterexample in ``instability``. Everything else is ``unknown`` with the reason.
 
+    ``candidate`` is (P, rho): that sublevel set is tried and no other. ``rate`` is the decrease of V per step that is proved.
+    Where the equilibrium is not exact or not a contraction, the real reading falls back to practical stability.
     ``activation_ulp`` is the assumed accuracy of a runtime's float32 tanh and sigmoid (units in the last place): the float32
     claim is then ``proved-for-model``. Equal seeds give equal bytes unless the time budget cuts the search.
     """
-    subject, deadline = parse_plant(plant), time.monotonic() + budget_s
-    out = Path(out)
-    if (policy.input_sizes, policy.output_sizes) != ({"observation": len(subject.observation)}, {"action": len(subject.action)}):
-        raise ValueError(f"the policy maps {policy.input_sizes} to {policy.output_sizes}, the plant has {len(subject.observation)} observations and {len(subject.action)} actions")
-    started = time.monotonic()
-    box = [np.array([float(v - x) for v, x in zip(end, subject.equilibrium_state, strict=True)]) for end in (subject.state_low, subject.state_high)]
-    step = step_function(subject, policy)
+    subject, started, out = parse_plant(plant), time.monotonic(), Path(out)
+    deadline = started + budget_s
+    sizes = {"observation": len(subject.observation)}, {"action": len(subject.action)}
+    if (policy.input_sizes, policy.output_sizes) != sizes:
+        raise InputError(f"the policy maps {policy.input_sizes} to {policy.output_sizes}, the plant needs {sizes[0]} to {sizes[1]}")
+    rest = subject.equilibrium_state
+    box = [np.array([float(v - x) for v, x in zip(end, rest, strict=True)]) for end in (subject.state_low, subject.state_high)]
     progress(0.0, "searching a Lyapunov function", None)
-    candidate = None
-    for rate in (0.01, 0.003, 1.2 * float(RATE)):
-        candidate = candidate or find_candidate(step, *box, rate=rate, seed=seed)
+    levels = [] if candidate is None else [candidate[1]]
     if candidate is None:
-        return [_refuted_or_unknown(plant, policy, out, linearisation(step, len(box[0])), started)]
+        step = step_function(subject, policy)
+        found = _search_candidate(step, box, rate, seed)
+        if found is None:
+            return [_refuted_or_unknown(plant, policy, out, linearisation(step, len(rest)), rate, started)]
+        candidate, levels = (found.P, found.rho), [found.rho * share for share in SHRINK]
     results = []
     for reading in readings:
         loop = Loop(subject, policy, reading, activation_ulp if reading == "float32" else None)
-        results.append(_certify_reading(_Task(loop, plant, deadline, seed, progress), candidate, box, out / f"stability-{reading}"))
+        task = _Task(loop, plant, deadline, seed, progress, rate)
+        results.append(_certify_reading(task, candidate[0], levels, box, out / f"stability-{reading}"))
     return results
 
 
-def _certify_reading(task: _Task, candidate: Candidate, box: Sequence[Array], out: Path) -> StabilityResult:
-    """One certificate: the largest level of the candidate for which the tree closes."""
+def _search_candidate(step: StepFunction, box: Sequence[Array], rate: Fraction, seed: int) -> Candidate | None:
+    """Ask for more decrease than is proved, so that large cells pass; less where the loop is slow."""
+    for factor in (10, 3, 1.2):
+        found = find_candidate(step, *box, rate=factor * float(rate), seed=seed)
+        if found is not None:
+            return found
+    return None
+
+
+def _certify_reading(task: _Task, P: Array, levels: Sequence[float], box: Sequence[Array], out: Path) -> StabilityResult:
+    """One certificate: the largest of the levels for which the tree closes."""
     started, reason, leaves = time.monotonic(), "no level was tried", {}
-    levels = [candidate.rho * share for share in SHRINK]
+    levels = list(levels)
     while levels:
-        claim = Claim(_inward(box[0]), _inward(box[1]), candidate.P, levels.pop(0), RATE, Fraction(0), {})
+        claim = Claim(_inward(box[0]), _inward(box[1]), P, levels.pop(0), task.rate, Fraction(0), {})
         try:
             found = _prove(task, claim)
         except GraphError as error:
@@ -143,23 +161,22 @@ def _certify_reading(task: _Task, candidate: Candidate, box: Sequence[Array], ou
 
 def _inward(end: Array) -> Array:
     """Box ends as floats, one step towards 0, so that the claim's box lies in the plant's."""
-    return np.asarray(np.nextafter(end, 0.0))
+    inner: Array = np.nextafter(end, np.zeros_like(end))
+    return inner
 
 
 def _prove(task: _Task, claim: Claim) -> tuple[Outcome, Claim, dict[str, Any]] | str:
     """Hole, then tree. Returns the reason where the origin cannot be closed at all."""
     evidence: dict[str, Any] = {}
-    if task.loop.arithmetic == "real":
-        local = contraction(task.loop, claim)
-        if isinstance(local, str):
-            return local
+    local = contraction(task.loop, claim) if task.loop.arithmetic == "real" else "float32 loops have no exact equilibrium"
+    if not isinstance(local, str):
         evidence["origin"], rate, hole = local
         claim = replace(claim, extra={"local_rate": str(rate)})
-        test: HoleTest = lambda low, high, step: np.asarray(((low >= -hole) & (high <= hole)).all(1))  # noqa: E731
+        test = _inside(hole)
     else:
         level = smallest_level(task.loop, claim, task.seed)
         if level is None:
-            return "the float32 evaluation error is too large for any decrease near the equilibrium"
+            return f"V does not decrease on any small level set: {local}"
         claim = replace(claim, extra=_practical(claim, level, task.loop))
         test = _below(claim, level)
     outcome = branch_and_bound(task.loop, claim, test, deadline=task.deadline, max_cells=MAX_CELLS, progress=task.progress)
@@ -173,6 +190,10 @@ def _prove(task: _Task, claim: Claim) -> tuple[Outcome, Claim, dict[str, Any]] |
 def _practical(claim: Claim, level: float, loop: Loop) -> dict[str, Any]:
     extra: dict[str, Any] = {"reached_level": level.hex(), "ball": ball_radius(claim.P, level).hex()}
     return {**extra, "activation_ulp": loop.activation_ulp} if loop.arithmetic == "float32" else extra
+
+
+def _inside(hole: Array) -> HoleTest:
+    return lambda low, high, step: np.asarray(((low >= -hole) & (high <= hole)).all(1))
 
 
 def _below(claim: Claim, level: float) -> HoleTest:
@@ -198,13 +219,15 @@ def _write(task: _Task, claim: Claim, evidence: Mapping[str, Any], out: Path) ->
         **claim.extra,
     }
     loop = task.loop
-    return write_certificate(out, kind=KIND, claim=data, policy=loop.policy, plant=task.plant, evidence=evidence, arithmetic=loop.arithmetic)
+    return write_certificate(
+        out, kind=KIND, claim=data, policy=loop.policy, plant=task.plant, evidence=evidence, arithmetic=loop.arithmetic
+    )
 
 
-def _refuted_or_unknown(plant: Mapping[str, Any], policy: Graph, out: Path, A: Array, started: float) -> StabilityResult:
+def _refuted_or_unknown(plant: Mapping[str, Any], policy: Graph, out: Path, A: Array, rate: Fraction, started: float) -> StabilityResult:
     """No candidate: the linearisation is unstable (a counterexample is written) or too slow for the rate."""
     spectral = float(np.abs(np.linalg.eigvals(A)).max())
-    reason = f"the linearisation at the equilibrium has spectral radius {spectral:.6g}; no quadratic function decreases by {float(RATE):g} a step"
+    reason = f"the linearisation at the equilibrium has spectral radius {spectral:.6g}: too much for a decrease of {float(rate):g} a step"
     if spectral > 1:
         claim = {"property": "asymptotically_stable", "region": {}}
         path = write_certificate(out / "instability", kind="counterexample", claim=claim, policy=policy, plant=plant)

@@ -17,8 +17,9 @@ Array = np.ndarray
 
 def slopes_near(loop: Loop, half_width: Array) -> Array:
     """Centre of the loop's slopes (n, n) over a small box around the equilibrium."""
+    r = half_width[None]
     with np.errstate(all="ignore"):
-        return np.asarray(loop.step(np.zeros((1, len(half_width))), half_width[None], -half_width[None], half_width[None]).slope[0][:, : loop.dimension])
+        return np.asarray(loop.step(np.zeros_like(r), r, -r, r).slope[0][:, : loop.dimension])
 
 
 def contraction(loop: Loop, claim: Claim) -> tuple[dict[str, Any], Fraction, Array] | str:
@@ -77,7 +78,8 @@ def smallest_level(loop: Loop, claim: Claim, seed: int) -> float | None:
         with np.errstate(all="ignore"):
             step = loop.step(y, np.zeros_like(y), y, y)
             margin = step.decrease(claim.P, keep)
-            nominal = keep.low * level_range(claim.P, y, np.zeros_like(y))[0] - np.einsum("bi,ij,bj->b", step.centre_value, claim.P, step.centre_value)
+            after = np.einsum("bi,ij,bj->b", step.centre_value, claim.P, step.centre_value)
+            nominal = keep.low * level_range(claim.P, y, np.zeros_like(y))[0] - after
         if (margin >= 0.5 * nominal).all() and (nominal > 0).all():
             return 16 * level
     return None

@@ -6,9 +6,9 @@ V(y+) <= (1 - kappa) V(y)) or ``hole``.
 
 - ``exponentially_stable`` (real arithmetic only): every hole leaf lies in a box H around 0, H lies in an ellipsoid E0 on
   which the loop is proved a contraction, and E0 lies in S. So S is invariant, every trajectory from it reaches E0 and then 0.
-- ``practically_stable``: on hole leaves y+ in B, V(y) <= v and V(y+) <= v. In float32 arithmetic the policy may be off by its
-  evaluation error at every step, and every inequality holds for each value that it may take. So S and {V <= v} are invariant, {V <= v} is reached from S in finitely many
-  steps, and it lies in the ball that the claim names.
+- ``practically_stable``: on hole leaves y+ in B, V(y) <= v and V(y+) <= v. So S and {V <= v} are invariant, {V <= v} is
+  reached from S in finitely many steps, and it lies in the ball that the claim names. In float32 arithmetic the policy may be
+  off by its evaluation error at every step, and every inequality holds for each value that it may take.
 
 Nothing is tolerated: every inequality is checked with outward rounding, in balls or in rationals.
 """
@@ -62,7 +62,9 @@ def verify(certificate: Certificate) -> Verdict:
     iv.require_ieee()
     loop, claim, evidence = read(certificate)
     leaves = list(derive_leaves(evidence["tree"], claim.low, claim.high, loop.dimension))
-    values, products = (sum(part) for part in zip(*(graph_cost(g) for g in (loop.policy, loop.plant.dynamics, loop.plant.observe)), strict=True))
+    values, products = (
+        sum(part) for part in zip(*(graph_cost(g) for g in (loop.policy, loop.plant.dynamics, loop.plant.observe)), strict=True)
+    )
     count = sum(len(low) for _, low, _ in leaves)
     if count * (values + products) * (loop.dimension + 4.0) > MAX_WORK:
         raise Rejected(f"{count} leaves of {values + products} operations are more work than the checker accepts")
@@ -252,7 +254,9 @@ def check_contraction(loop: Loop, claim: Claim, origin: object, rate: Fraction) 
         _check_inclusions(L, domain, hole, _arb(c0))
     finally:
         ctx.prec = saved
-    scaled = [[sum((rows[k][i] * rows[k][j] for k in range(n)), Fraction(0)) * Fraction(claim.rho) / c0 for j in range(n)] for i in range(n)]
+    scaled = [
+        [sum((rows[k][i] * rows[k][j] for k in range(n)), Fraction(0)) * Fraction(claim.rho) / c0 for j in range(n)] for i in range(n)
+    ]
     P = _rational(claim.P)
     if not _positive_definite([[scaled[i][j] - P[i][j] for j in range(n)] for i in range(n)]):
         raise Rejected("the contraction ellipsoid is not inside the sublevel set")
@@ -360,7 +364,9 @@ def volume_bound(claim: Claim, leaves: list[tuple[str, Array, Array]]) -> Fracti
     """A lower bound of the volume of S: the ellipsoid's where it lies in the box, else that of leaves with V <= rho."""
     n, P = len(claim.low), _rational(claim.P)
     half = np.minimum(-claim.low, claim.high)
-    determinants = [determinant([[P[i][j] for j in range(n) if j != k] for i in range(n) if i != k]) if n > 1 else Fraction(1) for k in range(n)]
+    determinants = [
+        determinant([[P[i][j] for j in range(n) if j != k] for i in range(n) if i != k]) if n > 1 else Fraction(1) for k in range(n)
+    ]
     full = determinant(P)
     if all(Fraction(claim.rho) * d <= full * Fraction(float(h)) ** 2 for d, h in zip(determinants, half, strict=True)):
         volume = (arb.pi() * arb(claim.rho)) ** (arb(n) / 2) / (arb(n) / 2 + 1).gamma() / _arb(full).sqrt()
