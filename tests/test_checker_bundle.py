@@ -60,27 +60,22 @@ def test_rationals_are_read_exactly(value):
 
 
 @pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "1.5",
-        "1e3",
-        "nan",
-        "inf",
-        "0xinf",
-        "0x1p3",
-        "0X1.8p+1",
-        " 1",
-        "1/0",
-        "2/4",
-        "+1",
-        "1/-2",
-        "0x1.8p+1 ",
-        "0x1.8p+9999",
-        "0x1.80p+1",
-    ]
-    + ["0x1.8p+1024", "0x1.8000000000000p+01", "-0", "--1", "1_0", "٣", "9" * 5000, 1, 1.5, None, ["1"], True],
+    "text", ["", "1.5", "1e3", "nan", "inf", " 1", "1/0", "2/4", "+1", "1/-2", "-0", "--1", "1_0", "\u0663", "9" * 5000]
 )
+def test_other_rationals_are_refused(text):
+    with pytest.raises(Rejected):
+        number(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["0xinf", "0x1p3", "0X1.8p+1", "0x1.8p+1 ", "0x1.8p+9999", "0x1.80p+1", "0x1.8p+1024", "0x1.8000000000000p+01"]
+)
+def test_other_hex_floats_are_refused(text):
+    with pytest.raises(Rejected):
+        number(text)
+
+
+@pytest.mark.parametrize("text", [1, 1.5, None, ["1"], True, b"1"])
 def test_other_numbers_are_refused(text):
     with pytest.raises(Rejected):
         number(text)

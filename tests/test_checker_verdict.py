@@ -61,4 +61,4 @@ def test_shown_numbers_are_rounded_to_the_asked_side(value):
     [(Fraction(0), "0"), (Fraction(100), "100"), (Fraction(-1, 3), "-0.333333"), (Fraction(10) ** 40, "1.00000e+40"), (Fraction(25), "25")],
 )
 def test_shown_numbers(value, text):
-    assert shown(value) == text
+    assert shown(Fraction(value)) == text
