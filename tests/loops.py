@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -102,11 +101,9 @@ def interval(rho: Any, low: Any, high: Any) -> dict[str, Any]:
     return {"low": [low], "high": [high], "P": [["1"]], "rho": rho}
 
 
-def counterexample(
-    folder: Path, property: str, region: Mapping[str, Any], policy: Graph, evidence: Mapping[str, Any], **parts: Any
-) -> Path:
-    claim = {"property": property, "region": region}
-    return write_certificate(folder, kind="counterexample", claim=claim, policy=policy, evidence=evidence, **parts)
+def counterexample(folder: Path, property: Any, region: Any, policy: Graph, **parts: Any) -> Path:
+    """Write a counterexample; ``parts`` are ``plant``, ``evidence``, ``arithmetic`` and so on."""
+    return write_certificate(folder, kind="counterexample", claim={"property": property, "region": region}, policy=policy, **parts)
 
 
 def saturated_scalar() -> dict[str, Any]:
