@@ -313,7 +313,8 @@ def _is_true(certificate):
 def _is_stretched(certificate):
     region = certificate.claim["region"]
     pair = [tuple(map(_exact, certificate.evidence[key])) for key in ("first", "second")]
-    images = [evaluate_exact(certificate.policy, {"observation": x})["action"] for x in pair]
+    (name,) = certificate.policy.input_sizes
+    images = [next(iter(evaluate_exact(certificate.policy, {name: x}).values())) for x in pair]
     sizes = []
     for ends, scale in ((pair, region["input_scale"]), (images, region["output_scale"])):
         weights = [1] * len(ends[0]) if scale is None else list(map(_exact, scale))
