@@ -70,13 +70,14 @@ def _support(digest: str, source: Source | Certificate, required: tuple[Source, 
     """The verdict about a certificate that this one rests on. Raises Rejected where it is missing or does not hold."""
     if depth == 0:
         raise Rejected(f"more than {MAX_CHAIN} certificates rest on each other")
-    for candidate in (*required, *_beside(source)):
+    candidates = (*required, *_beside(source))
+    for candidate in candidates:
         try:
             other = read_certificate(candidate)
         except Rejected:
             continue
         if other.sha256 == digest:
-            verdict = _check(other, None, required, depth - 1)
+            verdict = _check(other, None, candidates, depth - 1)
             if verdict.level not in (PROVED, PROVED_FOR_MODEL):
                 raise Rejected(f"rests on certificate {digest[:12]}, which is not proved: {verdict.reason or verdict.level}")
             return verdict
