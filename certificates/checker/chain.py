@@ -52,6 +52,21 @@ class Hidden:
         gain: Array = np.maximum(np.abs(self.low), np.abs(self.high))
         return gain
 
+    @property
+    def groups(self) -> int:
+        """How many groups are sorted, the last may be smaller; 0 where none is."""
+        return -(-len(self.weight) // self.group_size) if self.group_size else 0
+
+    @property
+    def multipliers(self) -> int:
+        """How many multipliers the layer has: one for each unit, or for each group that is sorted."""
+        return self.groups or len(self.weight)
+
+    @property
+    def variables(self) -> int:
+        """How many coordinates of its output are not linear in its input: the sums of sorted groups are."""
+        return len(self.weight) - self.groups
+
 
 @dataclass(frozen=True)
 class Chain:
@@ -64,9 +79,19 @@ class Chain:
     output_gain: Array
 
     @property
-    def sizes(self) -> list[int]:
-        """Length of the input and of each hidden layer: the blocks of a multiplier matrix."""
-        return [len(self.input_gain), *(len(layer.weight) for layer in self.hidden)]
+    def inputs(self) -> int:
+        """Length of the input."""
+        return len(self.input_gain)
+
+    @property
+    def outputs(self) -> int:
+        """Length of the output."""
+        return len(self.output_gain)
+
+    @property
+    def variables(self) -> list[int]:
+        """The blocks of a multiplier matrix: the input, then each hidden layer."""
+        return [self.inputs, *(layer.variables for layer in self.hidden)]
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Proofs that a symmetric matrix is positive semidefinite, and proved upper bounds of matrix norms.
 
-A matrix to be judged is written as a polynomial in exact numbers, with ``+ - * @ .T`` on arrays. The same expression runs
+A matrix to be judged is written as a polynomial in exact numbers, with ``+ - * / @ .T`` on arrays. The same expression runs
 in two arithmetics: :class:`Counted`, float64 with counted roundings, and object arrays of ``arb`` (see :func:`balls`). In
 float64 the proof is a residual: M = L L^T + D with D diagonally dominant, whatever routine supplied L. In balls it is an
 approximate inverse R of the factor: R M R^T close to the identity. Both accept nothing that is NaN.
@@ -30,7 +30,7 @@ class OutOfRange(ArithmeticError):
 
 @dataclass(frozen=True, slots=True)
 class Counted:
-    """Float64 values of polynomials in exact floats, with what is needed to bound their rounding error.
+    """Float64 values of polynomials in exact numbers, with what is needed to bound their rounding error.
 
     Every monomial of an entry has gone through at most ``count`` roundings, and ``magnitude`` is the computed sum of the
     absolute values of its monomials, so ``|value - exact| <= gamma(count) * exact magnitude`` for any order of summation,
@@ -53,6 +53,12 @@ class Counted:
     def __matmul__(self, other: Counted) -> Counted:
         count = self.count + other.count + self.value.shape[-1]
         return Counted(self.value @ other.value, self.magnitude @ other.magnitude, count)
+
+    def __truediv__(self, other: Counted) -> Counted:
+        """Division by exact floats that are not zero."""
+        if other.count:
+            raise TypeError("a Counted array is divided by exact floats only")
+        return Counted(self.value / other.value, self.magnitude / other.magnitude, self.count + 1)
 
     def __neg__(self) -> Counted:
         return Counted(-self.value, self.magnitude, self.count)

@@ -186,7 +186,7 @@ class LipschitzPolicy(nn.Module):
             raise InputError(f"norm is {norm!r}, expected 'l2'")
         chain = read_chain(graph)
         ones = (Fraction(1),)
-        scale_in, scale_out = effective_scales(chain, ones * chain.sizes[0], ones * len(chain.weight))
+        scale_in, scale_out = effective_scales(chain, ones * chain.inputs, ones * chain.outputs)
         known = self.network.multipliers()
         evidence: dict[str, Any] = {"method": "norm-product"}
         if known is None:
@@ -196,7 +196,7 @@ class LipschitzPolicy(nn.Module):
             exact_bound = Fraction(self.network.lipschitz) * Fraction(greatest) / Fraction(float(scale_in.min()))
             bound = float(enclose([exact_bound], [exact_bound]).high[0])
             multipliers = [[float(value).hex() for value in values * greatest**2] for values in known]
-            evidence = {"method": "multipliers", "multipliers": multipliers, "couplings": [[] for _ in known]}
+            evidence = {"method": "multipliers", "multipliers": multipliers}
         claim = {"property": "lipschitz", "norm": "l2", "input_scale": None, "output_scale": None, "bound": bound.hex()}
         return claim, evidence
 

@@ -2,14 +2,13 @@
 
 f is the policy graph over the reals, with its scales and clips, so without S_in and S_out the bound is in physical units.
 Two methods. ``norm-product``: no numbers, the checker multiplies proved norms of the layers. ``multipliers``: with
-stacked increments D = (dx, dz_1, ..., dz_l), slopes in [a, b] give (dz - a dv)(dz - b dv) <= 0 for each unit, and sorting a
-group gives |dv|^2 >= |dz|^2 and equal sums. Hence if
+increments D = (dx, dz_1, ..., dz_l), slopes in [a, b] give (dz - a dv)(dz - b dv) <= 0 for each unit, and sorting a group
+gives |dz|^2 <= |dv|^2 and equal sums. Hence, if
 
-    rho^2 |S_x dx|^2 - |S_u dy|^2 + sum_j lambda_j (dz_j - a_j dv_j)(dz_j - b_j dv_j)
-      + sum_G lambda_G (|dz_G|^2 - |dv_G|^2) + 2 sum_G c_G (sum_G (dz - dv))^2
+    bound^2 |S_x dx|^2 - |S_u dy|^2 + sum_j lambda_j (dz_j - a_j dv_j)(dz_j - b_j dv_j) + sum_G lambda_G (|dz_G|^2 - |dv_G|^2)
 
-is positive semidefinite as a quadratic form in D, with every lambda >= 0, then rho is a bound. The file supplies rho, lambda
-and c; slopes, weights and scales come from the graph.
+is positive semidefinite as a quadratic form in D on the subspace of equal sums, with every lambda >= 0, the bound holds. The
+file supplies the bound and lambda; slopes, weights and scales come from the graph.
 """
 
 from __future__ import annotations
@@ -73,7 +72,7 @@ def prove_lipschitz(graph: Graph, claim: Mapping[str, Any], evidence: Mapping[st
     try:
         require_ieee_products(256)  # before any weight is read: a mode that flushes subnormals changes them
         chain = read_chain(graph)
-        scales = tuple(_scale(table[name], n) for name, n in (("input_scale", chain.sizes[0]), ("output_scale", len(chain.weight))))
+        scales = _scale(table["input_scale"], chain.inputs), _scale(table["output_scale"], chain.outputs)
         scale_in, scale_out = effective_scales(chain, *scales)
         if evidence.get("method") == "norm-product":
             fields(evidence, ("method",), "evidence")
@@ -81,8 +80,8 @@ def prove_lipschitz(graph: Graph, claim: Mapping[str, Any], evidence: Mapping[st
             if not bound >= product:
                 raise Rejected(f"the product of norms is {product!r}, which is not at most the bound {bound!r}")
         elif evidence.get("method") == "multipliers":
-            fields(evidence, ("method", "multipliers", "couplings"), "evidence")
-            _prove_by_multipliers(chain, scale_in, scale_out, bound, evidence)
+            fields(evidence, ("method", "multipliers"), "evidence")
+            _prove_by_multipliers(chain, scale_in, scale_out, bound, evidence["multipliers"])
         else:
             raise Rejected("evidence: expected method 'norm-product' or 'multipliers'")
     except (UnsafeArithmetic, OutOfRange) as error:
@@ -136,77 +135,95 @@ def _unless_one(scale: Array) -> Array | None:
 # --- multipliers --------------------------------------------------------------------------------------------------------
 
 
-def _prove_by_multipliers(chain: Chain, scale_in: Array, scale_out: Array, rho: float, evidence: Mapping[str, Any]) -> None:
-    multipliers, couplings = evidence["multipliers"], evidence["couplings"]
-    if not all(isinstance(v, list) and len(v) == len(chain.hidden) for v in (multipliers, couplings)):
-        raise Rejected(f"multipliers and couplings must be lists with one entry for each of the {len(chain.hidden)} hidden layers")
-    lambdas = [floats(v, _groups(layer), "multipliers") for v, layer in zip(multipliers, chain.hidden, strict=True)]
-    coupled = [floats(v, _groups(layer) if layer.group_size else 0, "couplings") for v, layer in zip(couplings, chain.hidden, strict=True)]
-    if not all(bool(np.all(values >= 0)) for values in lambdas):
+def _prove_by_multipliers(chain: Chain, scale_in: Array, scale_out: Array, rho: float, filed: object) -> None:
+    if not isinstance(filed, list) or len(filed) != len(chain.hidden):
+        raise Rejected(f"multipliers must be a list with one entry for each of the {len(chain.hidden)} hidden layers")
+    multipliers = [floats(values, layer.multipliers, "multipliers") for values, layer in zip(filed, chain.hidden, strict=True)]
+    if not all(bool(np.all(values >= 0)) for values in multipliers):
         raise Rejected("a multiplier is negative")
     if not 0 < rho < math.inf:
         raise Rejected(f"the bound must be positive and finite, got {rho!r}")
     try:
-        proved = is_semidefinite(multiplier_form(chain, scale_in, scale_out, rho, lambdas, coupled, exact))
+        proved = is_semidefinite(multiplier_form(chain, scale_in, scale_out, rho, multipliers, exact))
     except OutOfRange:
-        proved = is_definite_in_balls(multiplier_form(chain, scale_in, scale_out, rho, lambdas, coupled, balls))
+        proved = is_definite_in_balls(multiplier_form(chain, scale_in, scale_out, rho, multipliers, balls))
     if not proved:
         raise Rejected(f"the multipliers do not prove the bound {rho!r}: the matrix could not be shown positive semidefinite")
 
 
-def _groups(layer: Hidden) -> int:
-    """Multipliers of a hidden layer: one for each unit, or for each group that is sorted."""
-    return len(layer.weight) if not layer.group_size else math.ceil(len(layer.weight) / layer.group_size)
-
-
-def multiplier_form(
-    chain: Chain, scale_in: Array, scale_out: Array, rho: float, multipliers: list[Array], couplings: list[Array], lift: Lift
-) -> Any:
+def multiplier_form(chain: Chain, scale_in: Array, scale_out: Array, rho: float, multipliers: list[Array], lift: Lift) -> Any:
     """The quadratic form of this module's head as a symmetric matrix in the arithmetic of ``lift`` (``exact`` or ``balls``).
 
-    Block 0 is the input, block k the k-th hidden layer.
+    Block 0 is the input, block k the k-th hidden layer: its units, or the coordinates r of its sorted groups.
     """
+    form = _Form(lift)
     side = lift(np.array([rho])) * lift(scale_in)
-    blocks = {(0, 0): _diagonal(side * side, lift)}
-    for index, (layer, lambdas, coupled) in enumerate(zip(chain.hidden, multipliers, couplings, strict=True), start=1):
-        own, cross, before = _sorted_blocks(layer, lambdas, coupled, lift) if layer.group_size else _slope_blocks(layer, lambdas, lift)
-        blocks[index, index], blocks[index, index - 1] = own, cross
-        if before is not None:
-            blocks[index - 1, index - 1] = blocks[index - 1, index - 1] + before
-    output = lift(scale_out)[:, None] * lift(chain.weight)
-    last = len(chain.hidden)
-    blocks[last, last] = blocks[last, last] - output.T @ output
-    return symmetric(blocks, chain.sizes)
+    form.add(0, 0, side * side * lift(np.eye(len(scale_in))))
+    before: Linear = {0: None}
+    for block, (layer, values) in enumerate(zip(chain.hidden, multipliers, strict=True), start=1):
+        before = (_sort if layer.group_size else _activate)(form, block, layer, before, values)
+    output = _times(lift(scale_out)[:, None] * lift(chain.weight), before)
+    form.add_square(output, -lift(np.ones(len(scale_out))))
+    return symmetric(form.blocks, chain.variables)
 
 
-def _diagonal(values: Any, lift: Lift) -> Any:
-    return values[:, None] * lift(np.eye(len(values if isinstance(values, np.ndarray) else values.value)))
+Linear = dict[int, Any]  #: rows over all variables, by blocks; ``None`` stands for the variables of that block themselves
 
 
-def _slope_blocks(layer: Hidden, lambdas: Array, lift: Lift) -> tuple[Any, Any, Any | None]:
-    """lambda (dz - a dv)(dz - b dv) with dv = W dz_before: blocks (own, own), (own, before), (before, before)."""
-    weight, multiplier = lift(layer.weight), lift(lambdas)
-    low, high = lift(layer.low), lift(layer.high)
-    half = lift(np.array([0.5]))
-    cross = -(half * multiplier * (low + high))[:, None] * weight
-    before = None
+class _Form:
+    """A symmetric matrix under construction, lower blocks only."""
+
+    def __init__(self, lift: Lift) -> None:
+        self.lift = lift
+        self.blocks: dict[tuple[int, int], Any] = {}
+
+    def add(self, row: int, column: int, block: Any) -> None:
+        here = self.blocks.get((row, column))
+        self.blocks[row, column] = block if here is None else here + block
+
+    def add_square(self, rows: Linear, factors: Any) -> None:
+        """Add sum_i factors_i (rows_i D)^2."""
+        for i, left in rows.items():
+            for j, right in rows.items():
+                if i >= j:
+                    self.add(i, j, left.T @ (factors[:, None] * right))
+
+
+def _times(matrix: Any, rows: Linear) -> Linear:
+    return {block: matrix if part is None else matrix @ part for block, part in rows.items()}
+
+
+def _activate(form: _Form, block: int, layer: Hidden, before: Linear, multipliers: Array) -> Linear:
+    """Add lambda (dz - a dv)(dz - b dv) for each unit; returns dz."""
+    values, low, high = (form.lift(v) for v in (multipliers, layer.low, layer.high))
+    entering = _times(form.lift(layer.weight), before)
+    form.add(block, block, values[:, None] * form.lift(np.eye(len(multipliers))))
+    middle = form.lift(np.array([-0.5])) * values * (low + high)
+    for other, rows in entering.items():
+        form.add(block, other, middle[:, None] * rows)
     if bool(np.any((layer.low != 0) & (layer.high != 0))):
-        before = weight.T @ ((multiplier * low * high)[:, None] * weight)
-    return _diagonal(multiplier, lift), cross, before
+        form.add_square(entering, values * low * high)
+    return {block: None}
 
 
-def _sorted_blocks(layer: Hidden, lambdas: Array, coupled: Array, lift: Lift) -> tuple[Any, Any, Any]:
-    """lambda (|dz|^2 - |dv|^2) + 2 c (sum dz - sum dv)^2 for each group, blocks as in :func:`_slope_blocks`."""
-    size = len(layer.weight)
-    group = np.arange(size) // layer.group_size
-    member = lift((group[None, :] == np.arange(len(lambdas))[:, None]).astype(np.float64))  # (groups, units)
-    weight, multiplier = lift(layer.weight), lift(lambdas[group])
-    twice = (lift(np.array([2.0])) * lift(coupled))[:, None]
-    sums = member @ weight
-    own = _diagonal(multiplier, lift) + member.T @ (twice * member)
-    cross = -(member.T @ (twice * sums))
-    before = sums.T @ (twice * sums) - weight.T @ (multiplier[:, None] * weight)
-    return own, cross, before
+def _sort(form: _Form, block: int, layer: Hidden, before: Linear, multipliers: Array) -> Linear:
+    """Add lambda_G (|dz_G|^2 - |dv_G|^2) for each group, with dz_G = mean(dv_G) + T r: the sums pass. Returns dz."""
+    group = np.arange(len(layer.weight)) // layer.group_size
+    inside = np.flatnonzero(group[:-1] == group[1:])  # r_i stands between units i and i + 1 of one group
+    basis = np.zeros((len(group), len(inside)))
+    basis[inside, np.arange(len(inside))], basis[inside + 1, np.arange(len(inside))] = 1, -1
+    member = (np.arange(len(multipliers))[:, None] == group).astype(np.float64)
+    values, sizes, basis, member = (form.lift(v) for v in (multipliers, member.sum(axis=1), basis, member))
+    entering = _times(form.lift(layer.weight), before)
+    sums = _times(member, entering)
+    units = values[group][:, None]
+    form.add_square(entering, -values[group])
+    form.add_square(sums, values / sizes)
+    leaving = {other: member.T @ (rows / sizes[:, None]) for other, rows in sums.items()}
+    if len(inside):
+        form.add(block, block, basis.T @ (units * basis))
+        leaving[block] = basis
+    return leaving
 
 
 def rounded_up(value: float, digits: int = 6) -> str:

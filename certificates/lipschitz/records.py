@@ -1,0 +1,69 @@
+"""What a Lipschitz search returns: an interval [lower, upper] with the evidence for both ends."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, NoReturn
+
+from lipctrl.certificates.checker.bundle import parse_certificate
+from lipctrl.certificates.checker.graph import Graph
+from lipctrl.certificates.checker.kinds import check
+from lipctrl.certificates.checker.verdict import Verdict
+from lipctrl.certificates.checker.verifiers.lipschitz_bound import KIND
+from lipctrl.certificates.checker.writing import certificate_bytes, write_certificate
+
+
+@dataclass(frozen=True)
+class UpperBound:
+    """|f(x) - f(y)| <= ``value`` |x - y| for all x, y: ``claim`` and ``evidence`` are what the checker accepted in this process.
+
+    ``method`` is ``"norm-product"`` or ``"multipliers"``. ``gap`` is how far, relatively, the value may lie above the best
+    that multipliers can prove, by the solver's own account (``numerical``), or ``None``.
+    """
+
+    value: float
+    method: str
+    claim: Mapping[str, Any]
+    evidence: Mapping[str, Any]
+    gap: float | None = None
+
+
+@dataclass(frozen=True)
+class LowerBound:
+    """|f(x) - f(y)| >= ``value`` |x - y| for this one pair ``x``, ``y``: evaluated in ball arithmetic and rounded down."""
+
+    value: float
+    x: tuple[Fraction, ...]
+    y: tuple[Fraction, ...]
+
+
+@dataclass(frozen=True)
+class LipschitzCertificate:
+    """A proved upper bound of the Lipschitz constant of ``graph``, ready to be written, with a witness from below.
+
+    ``floor`` is *not* a lower bound: it is (``numerical``) the slope of some activation pattern, which no method that
+    ignores the biases can go below; no input is known to reach the pattern. ``None`` where it was not sought.
+    """
+
+    graph: Graph
+    upper: UpperBound
+    lower: LowerBound | None
+    floor: float | None
+
+    def __bool__(self) -> NoReturn:
+        raise TypeError("a LipschitzCertificate has no truth value: let the checker judge, .check(), or compare .upper.value")
+
+    def check(self) -> Verdict:
+        """The checker's verdict on the certificate's bytes: the only thing that carries a level."""
+        return check(parse_certificate(*certificate_bytes(**self._parts())))
+
+    def write(self, folder: str | os.PathLike[str], provenance: Mapping[str, Any] | None = None) -> Path:
+        """Write the certificate folder, replacing an earlier certificate there in one step."""
+        return write_certificate(folder, provenance=provenance, **self._parts())
+
+    def _parts(self) -> dict[str, Any]:
+        return {"kind": KIND, "claim": self.upper.claim, "policy": self.graph, "evidence": self.upper.evidence}
