@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lipctrl.certificates.checker.cells import Loop, Step, centre_radius, level_range
+from lipctrl.certificates.checker.cells import Loop, Step, centre_radius
 from lipctrl.certificates.checker.verifiers.closed_loop_lyapunov_bab import LEAVES, Claim, is_ok, is_out, midpoint
 from lipctrl.core.progress import Progress
 
@@ -22,7 +22,8 @@ Array = np.ndarray
 HoleTest = Callable[[Array, Array, Step], Array]
 
 CHUNK = 2048
-SMALLEST = 1e-7  #: a cell this small relative to the box is given up
+PROBED = 0.05  #: the centre of an open cell this thin, relative to the box, is tested alone: if it fails, so do all cells around it
+SMALLEST = 1e-15  #: a cell this small, relative to the box, is given up
 
 
 @dataclass(frozen=True)
@@ -121,9 +122,21 @@ def _judge(loop: Loop, claim: Claim, hole: HoleTest, low: Array, high: Array) ->
         code[rest[hole_cells]] = LEAVES.index("hole")
         open_cells = ~ok & ~hole_cells
         axis[rest] = _split_axis(claim, step)
-        small = open_cells & ((high - low)[rest] < SMALLEST * (claim.high - claim.low)).all(1)
-        blocking = level_range(claim.P, centre[rest[small]], radius[rest[small]])[0] if small.any() else np.array([np.inf])
-    return code, axis, float(blocking.min())
+        blocking = _hopeless_level(loop, claim, hole, low[rest[open_cells]], high[rest[open_cells]])
+    return code, axis, blocking
+
+
+def _hopeless_level(loop: Loop, claim: Claim, hole: HoleTest, low: Array, high: Array) -> float:
+    """The lowest V at the centre of a cell that no splitting can decide, infinite if there is none."""
+    share = (high - low) / (claim.high - claim.low)
+    thin = share.min(1) < PROBED
+    low, high, share = low[thin], high[thin], share[thin]
+    if not len(low):
+        return np.inf
+    y = midpoint(low, high)
+    step = loop.step(y, np.zeros_like(y), y, y)
+    failing = ~(is_ok(claim, step) | hole(y, y, step) | is_out(claim, y, np.zeros_like(y))) | (share.max(1) < SMALLEST)
+    return float(np.einsum("bi,ij,bj->b", y, claim.P, y)[failing].min(initial=np.inf))
 
 
 def _split_axis(claim: Claim, step: Step) -> Array:

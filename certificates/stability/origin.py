@@ -72,7 +72,7 @@ def smallest_level(loop: Loop, claim: Claim, seed: int) -> float | None:
     directions = random.normal(size=(64, loop.dimension))
     directions /= np.sqrt(np.einsum("bi,ij,bj->b", directions, claim.P, directions))[:, None]
     keep = keep_factor(claim.kappa)
-    for exponent in range(120, 4, -1):
+    for exponent in range(70, 4, -1):
         level = claim.rho * 2.0**-exponent
         y = directions * np.sqrt(level)
         with np.errstate(all="ignore"):
