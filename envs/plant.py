@@ -91,7 +91,8 @@ class Plant:
         if low is None and high is None and group != "reset":
             return
         if low is None or high is None or {len(low), len(high)} != {length} or not all(a <= b for a, b in zip(low, high, strict=True)):
-            raise InputError(f"plant {self.name!r}: {group} range {low} to {high}, expected low <= high for {length} coordinates")
+            ends = " to ".join(str([float(v) for v in end or ()]) for end in (low, high))
+            raise InputError(f"plant {self.name!r}: {group} range {ends}, expected low <= high for {length} coordinates")
 
     def _warn_unless_equilibrium(self, dynamics: Graph) -> None:
         rest = {"state": self.equilibrium_state, "action": self.equilibrium_action}
@@ -143,6 +144,8 @@ class Plant:
         rest = equilibrium or ((0,) * n, (0,) * m)
         x_rest, u_rest = rationals(rest[0], n, "equilibrium state"), rationals(rest[1], m, "equilibrium action")
         step = rational(dt, "dt")
+        if step <= 0:
+            raise InputError(f"plant {name!r}: dt is {step}, expected a positive number of seconds")
         sizes = {"state": n, "action": m}
         widths = [(high - low) / 2 for low, high in zip((*x_low, *u_low), (*x_high, *u_high), strict=True)]
         if cost is None:
