@@ -24,7 +24,7 @@ test: $(ENVIRONMENT)/installed-dev
 lint: $(ENVIRONMENT)/installed-dev
 	$(SCRIPTS)/ruff check .
 	$(SCRIPTS)/ruff format --check .
-	$(SCRIPTS)/lint-imports
+	$(SCRIPTS)/lint-imports --no-cache
 
 types: $(ENVIRONMENT)/installed-dev
 	$(SCRIPTS)/mypy
