@@ -1,4 +1,4 @@
-"""The evaluations of one graph agree: NumPy (single, batch, float32), torch, CasADi (SX, MX)."""
+"""The evaluations of one graph agree: NumPy (single, batch, float32), torch, CasADi (SX, MX), exact, balls, intervals."""
 
 from __future__ import annotations
 
@@ -8,16 +8,23 @@ import casadi
 import numpy as np
 import pytest
 import torch
+from flint import arb, ctx, fmpq
 from hypothesis import given, settings
+from hypothesis import strategies as st
 from strategies import graphs_with_inputs
 
-from lipctrl.certificates.checker.graph import Graph, Node
+from lipctrl.certificates.checker.balls import ball, evaluate_balls
+from lipctrl.certificates.checker.enclosure import EnclosureAlgebra, seeds
+from lipctrl.certificates.checker.exact import Inexact, evaluate_exact
+from lipctrl.certificates.checker.graph import Graph, Node, evaluate
+from lipctrl.certificates.checker.intervals import Interval, around, point
 from lipctrl.core.casadi_evaluation import casadi_function, evaluate_casadi
 from lipctrl.core.errors import InputError
 from lipctrl.core.numpy_evaluation import compile_numpy
 from lipctrl.core.rationals import floats
 from lipctrl.core.recording import record
 from lipctrl.core.torch_evaluation import compile_torch, evaluate_torch
+from lipctrl.envs import make_plant, shipped_plants
 
 Inputs = dict[str, tuple[Fraction, ...]]
 
@@ -37,6 +44,82 @@ def test_numpy_torch_and_casadi_agree_on_random_graphs(case: tuple[Graph, Inputs
     for symbol in (casadi.SX.sym, casadi.MX.sym):
         by_casadi = casadi_function(graph, symbol=symbol)(*[casadi.DM(floats(v)) for v in inputs.values()])
         np.testing.assert_allclose(np.array(by_casadi).ravel(), expected, rtol=1e-9, atol=1e-9)
+
+
+def _balls(graph: Graph, inputs: Inputs) -> list[arb]:
+    (result,) = evaluate_balls(graph, {k: [ball(x) for x in v] for k, v in inputs.items()}).values()
+    return result
+
+
+@settings(max_examples=150)
+@given(graphs_with_inputs())
+def test_floats_lie_beside_the_balls_and_balls_hold_the_exact_value(case: tuple[Graph, Inputs]) -> None:
+    graph, inputs = case
+    balls = _balls(graph, inputs)
+    assert max(float(b.rad()) for b in balls) < 1e-20
+    np.testing.assert_allclose(_numpy(graph, inputs), [float(b.mid()) for b in balls], rtol=1e-9, atol=1e-9)
+    try:
+        exact = evaluate_exact(graph, inputs)["output"]
+    except Inexact:
+        return
+    with ctx.workprec(2000):
+        assert all(b.overlaps(arb(fmpq(x.numerator, x.denominator))) for b, x in zip(balls, exact, strict=True))
+
+
+def _enclosure(graph: Graph, centres: Inputs, radius: float) -> Interval:
+    total, first, boxes = sum(len(v) for v in centres.values()), 0, {}
+    for name, values in centres.items():
+        middle = floats(values)[None, :]
+        boxes[name] = seeds(point(middle), around(middle, np.full_like(middle, radius)), first, total)
+        first += len(values)
+    (result,) = evaluate(graph, boxes, EnclosureAlgebra(np.full((total, 1, 1), radius))).values()
+    return result.value
+
+
+def _assert_inside(box: Interval, balls: list[arb]) -> None:
+    for low, value, high in zip(box.low[0], balls, box.high[0], strict=True):
+        assert not value < arb(float(low))
+        assert not value > arb(float(high))
+
+
+@settings(max_examples=150)
+@given(graphs_with_inputs(), st.sampled_from([0.0, 2.0**-8, 0.25, 1.0]), st.integers(0, 2**32 - 1))
+def test_intervals_hold_every_value_of_their_box(case: tuple[Graph, Inputs], radius: float, seed: int) -> None:
+    graph, centres = case
+    box = _enclosure(graph, centres, radius)
+    generator = np.random.default_rng(seed)
+    for _ in range(4):
+        shifts = {k: generator.choice([-1.0, 1.0, *generator.uniform(-1, 1, 3)], len(v)) * radius for k, v in centres.items()}
+        inside = {k: tuple(x + Fraction(float(s)) for x, s in zip(v, shifts[k], strict=True)) for k, v in centres.items()}
+        _assert_inside(box, _balls(graph, inside))
+
+
+@pytest.mark.parametrize("part", ["dynamics", "observe", "cost"])
+@pytest.mark.parametrize("name", shipped_plants())
+def test_all_evaluations_of_every_shipped_plant_agree(name: str, part: str) -> None:
+    plant = make_plant(name)
+    graph: Graph = getattr(plant, part)
+    (output,) = graph.outputs
+    generator = np.random.default_rng(0)
+    for scale in (0.0, 0.1, 0.9):
+        shares = {k: [Fraction(float(v)) for v in generator.uniform(-scale, scale, n).round(6)] for k, n in graph.input_sizes.items()}
+        ends = {"state": plant.state_high, "action": plant.action_high}
+        rest = {"state": plant.equilibrium_state, "action": plant.equilibrium_action}
+        inputs = {k: tuple(x + s * (high - x) for x, s, high in zip(rest[k], shares[k], ends[k], strict=True)) for k in graph.input_sizes}
+        as_floats = {k: floats(v) for k, v in inputs.items()}
+        balls = _balls(graph, inputs)
+        expected = [float(b.mid()) for b in balls]
+        close = {"rtol": 1e-12, "atol": 1e-12}
+        np.testing.assert_allclose(compile_numpy(graph)(**as_floats)[output], expected, **close)
+        np.testing.assert_allclose(compile_numpy(graph, np.float32)(**as_floats)[output], expected, rtol=1e-4, atol=1e-4)
+        by_torch = compile_torch(graph)(**{k: torch.tensor(v) for k, v in as_floats.items()})[output]
+        np.testing.assert_allclose(by_torch.numpy(), expected, **close)
+        np.testing.assert_allclose(np.array(casadi_function(graph)(*as_floats.values())).ravel(), expected, **close)
+        nearby = {k: tuple(Fraction(float(x)) for x in v) for k, v in inputs.items()}
+        for radius in (0.0, 0.01):
+            _assert_inside(_enclosure(graph, nearby, radius), _balls(graph, nearby))
+        if scale == 0:
+            assert evaluate_exact(graph, inputs)[output] == tuple(Fraction(v).limit_denominator(1000) for v in expected)
 
 
 @settings(max_examples=100)
