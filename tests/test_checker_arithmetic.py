@@ -78,7 +78,9 @@ def test_rules_of_other_operations():
     assert exactly("max", [1, 2], [2, 1]) == (2, 2)
 
 
-@pytest.mark.parametrize(("op", "values"), [("log", [[2]]), ("sqrt", [[2]]), ("sqrt", [[-4]]), ("softplus", [[0]]), ("div", [[1], [0]])])
+@pytest.mark.parametrize(
+    ("op", "values"), [("log", [[2]]), ("log", [[1, 2]]), ("sqrt", [[2]]), ("sqrt", [[-4]]), ("softplus", [[0]]), ("div", [[1], [0]])]
+)
 def test_no_rational_value(op, values):
     with pytest.raises(Inexact):
         exactly(op, *values)

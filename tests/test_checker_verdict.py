@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lipctrl.certificates.checker.verdict import Verdict, plain, rejected, shown, verified
+from lipctrl.certificates.checker.verdict import LEVELS, Verdict, plain, rejected, shown, verified
 
 
 def _verified(**parts):
@@ -44,8 +44,28 @@ def test_plain_text_is_printable_and_keeps_printable_text(text):
 
 
 def test_plain_text_is_bounded():
-    assert len(plain("x" * 10**6)) < 2100
+    assert plain("x" * 2000) == "x" * 2000
+    assert plain("x" * 2001) == "x" * 2000 + " ..."
     assert plain("\x1b[31mproved\udcff\u202e") == "\\x1b[31mproved\\udcff\\u202e"
+
+
+def test_every_text_of_a_verdict_is_plain():
+    verdict = rejected("why\n", kind="k\t", property="p\r")
+    assert (verdict.reason, verdict.kind, verdict.property) == ("why\\n", "k\\t", "p\\r")
+    assert _verified(claim="c\x1b").claim == "c\\x1b"
+    assert (rejected("why").kind, rejected("why").property, rejected("why").claim, rejected("why").arithmetic) == ("", "", "", "")
+
+
+def test_numbers_of_a_verdict_cannot_be_changed():
+    verdict = _verified(numbers={"bound": 2.0})
+    assert verdict.numbers["bound"] == 2.0
+    assert dict(_verified().numbers) == dict(rejected("why").numbers) == {}
+    with pytest.raises(TypeError):
+        verdict.numbers["bound"] = 1.0
+
+
+def test_the_words_for_levels_are_fixed():
+    assert LEVELS == ("proved", "proved-for-model", "numerical", "statistical", "falsified", "unknown")
 
 
 @given(st.fractions())
@@ -56,9 +76,17 @@ def test_shown_numbers_are_rounded_to_the_asked_side(value):
     assert abs(high - low) <= abs(value) / 10**4
 
 
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [(Fraction(0), "0"), (Fraction(100), "100"), (Fraction(-1, 3), "-0.333333"), (Fraction(10) ** 40, "1.00000e+40"), (Fraction(25), "25")],
-)
-def test_shown_numbers(value, text):
-    assert shown(Fraction(value)) == text
+SHOWN = {
+    "0": "0",
+    "100": "100",
+    "-1/3": "-0.333333",
+    "5/2": "2.5",
+    "1e-5": "0.00001",
+    "1234567": "1234570",
+    "1e40": "1.00000e+40",
+}
+
+
+@pytest.mark.parametrize("value", SHOWN)
+def test_shown_numbers(value):
+    assert shown(Fraction(value)) == SHOWN[value]
