@@ -3,6 +3,7 @@
 import re
 import sys
 from pathlib import Path
+from types import BuiltinFunctionType
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -37,6 +38,12 @@ def escape_mathematics(app: Any, what: str, name: str, obj: Any, options: Any, l
         lines[index] = "".join(part if part.startswith("`") else _MATHEMATICS.sub(r"\\\g<0>", part) for part in parts)
 
 
+def skip_borrowed(app: Any, what: str, name: str, obj: Any, skip: bool, options: Any) -> bool | None:
+    """Functions of NumPy and torch that a class only names are documented elsewhere."""
+    return True if isinstance(obj, BuiltinFunctionType) else None
+
+
 def setup(app: Any) -> None:
     """Called by Sphinx."""
     app.connect("autodoc-process-docstring", escape_mathematics)
+    app.connect("autodoc-skip-member", skip_borrowed)

@@ -64,6 +64,7 @@ def shell(tmp_path):
     return run
 
 
+@pytest.mark.filterwarnings("ignore:.*Box:UserWarning:gymnasium")
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_code_blocks_run(page, tmp_path, monkeypatch, shell):
     folder = tmp_path / "work"
@@ -96,9 +97,9 @@ def test_every_page_is_in_the_table_of_contents():
 
 def test_every_part_is_in_the_reference():
     listed = set(re.findall(r"^ +(lipctrl[\w.]+)$", (ROOT / "docs/api.md").read_text(), re.MULTILINE))
-    parts = {"lipctrl." + part.name for part in pkgutil.iter_modules(lipctrl.__path__)} - {"lipctrl.certificates"}
-    parts |= {"lipctrl.certificates." + part.name for part in pkgutil.iter_modules(lipctrl.certificates.__path__)}
-    assert listed == parts
+    parts = {f"lipctrl.{part.name}" for part in pkgutil.iter_modules(lipctrl.__path__) if not part.name.startswith("_")}
+    parts |= {f"lipctrl.certificates.{part.name}" for part in pkgutil.iter_modules(lipctrl.certificates.__path__)}
+    assert listed == parts - {"lipctrl.certificates", "lipctrl.cli"}  # the one has parts, the other a page of its own
 
 
 def test_links_between_pages_lead_somewhere():
