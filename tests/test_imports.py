@@ -51,3 +51,10 @@ def test_lazy_roots_load_on_first_use_and_name_what_they_have():
 def test_top_level_folders_are_never_imported_under_their_bare_names():
     loaded = modules_after("import lipctrl.envs, lipctrl.agents, lipctrl.certificates.checker")
     assert not loaded & {"envs", "agents", "certificates"}
+
+
+@pytest.mark.parametrize("words", [["--help"], ["check", "--help"], ["no-such-verb"]])
+def test_the_command_line_answers_without_torch_and_solvers(words):
+    loaded = modules_after(f"from lipctrl.cli import main; main({words!r})")
+    assert "lipctrl.cli.command" in loaded
+    assert not loaded & (HEAVY - {"rich", "tyro"})
