@@ -117,7 +117,7 @@ class RunFolder:
 
     def save_tensors(self, name: str, tensors: Mapping[str, np.ndarray], values: Mapping[str, Any]) -> None:
         """Write one more safetensors file into the folder, arrays and JSON values together."""
-        arrays = {key: np.ascontiguousarray(value) for key, value in tensors.items()}
+        arrays = {key: np.asarray(value, order="C") for key, value in tensors.items()}
         write_atomically(self.path / name, save_tensors(arrays, {"values": json.dumps(values, sort_keys=True)}))
 
     def load_tensors(self, name: str) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
