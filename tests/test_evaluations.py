@@ -203,3 +203,13 @@ def test_wrong_inputs_are_named(inputs: dict[str, np.ndarray]) -> None:
 def test_only_float32_and_float64() -> None:
     with pytest.raises(InputError, match="float16"):
         compile_numpy(record(lambda x: x, {"x": 1}), np.float16)
+
+
+@settings(max_examples=30)
+@given(graphs_with_inputs())
+def test_torch_keeps_to_the_device_of_its_inputs(case: tuple[Graph, Inputs]) -> None:
+    graph, inputs = case
+    result = evaluate_torch(graph, {k: torch.zeros(3, len(v), device="meta") for k, v in inputs.items()})["output"]
+    assert result.device.type == "meta"  # meta tensors refuse to mix with any other device
+    assert result.shape == (3, graph.output_sizes["output"])
+    assert result.dtype == torch.float32

@@ -137,9 +137,10 @@ class NumpyOperations:
 
     def select(self, indices: tuple[int, ...]) -> Callable[[Array], Array]:
         """Some coordinates."""
-        step = indices[1] - indices[0] if len(indices) > 1 else 1
-        regular = step > 0 and indices == tuple(range(indices[0], indices[-1] + 1, step))
-        key: Any = (..., slice(indices[0], indices[-1] + 1, step)) if regular else (..., list(indices))
+        wanted = list(indices)
+        step = wanted[1] - wanted[0] if len(wanted) > 1 else 1
+        regular = step > 0 and wanted == list(range(wanted[0], wanted[-1] + 1, step))
+        key: Any = (..., slice(wanted[0], wanted[-1] + 1, step) if regular else wanted)
         return lambda x: x[key]
 
     def affine(self, weight: Array, bias: Array | None) -> Callable[[Array], Array]:

@@ -31,8 +31,9 @@ def rational(value: object, what: str = "number") -> Fraction:
             return Fraction(value)
         except (ValueError, ZeroDivisionError) as error:
             raise InputError(f"{what} is {value!r}, expected a number such as '0.15' or '3/20'") from error
-    if not isinstance(value, numbers.Number | np.generic) and getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
-        value = value.item()
+    if not isinstance(value, numbers.Number | np.generic) and getattr(value, "ndim", None) == 0:
+        item = getattr(value, "item", None)
+        value = value if item is None else item()
     if isinstance(value, numbers.Integral):
         return Fraction(int(value))
     if isinstance(value, numbers.Rational):

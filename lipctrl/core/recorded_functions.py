@@ -265,3 +265,10 @@ def _logaddexp(left: Any, right: Any) -> Symbol:
     if isinstance(zero, Symbol) or rational(detached(zero)) != 0:
         refuse("np.logaddexp of two terms", "only np.logaddexp(0, x), the softplus, is recorded")
     return elementwise("softplus", other)
+
+
+def group_sort(value: Any, group_size: int = 2) -> Symbol:
+    """Sort a vector symbol, ascending, inside consecutive groups (GroupSort; MaxMin is ``group_size`` 2)."""
+    if isinstance(value, Scalar) or not isinstance(value, Symbol):
+        refuse("group_sort of something that is not a vector symbol", "give it a vector")
+    return Vector(value.tape, value.tape.node("group_sort", (value.index,), value.tape.sizes[value.index], group_size=group_size))

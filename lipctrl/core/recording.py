@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-import lipctrl.core.recorded_functions  # noqa: F401  (fills the table of functions)
 from lipctrl.certificates.checker.graph import Graph
 from lipctrl.core.rationals import rationals
-from lipctrl.core.symbols import RecordingError, Scalar, Symbol, Tape, Vector, refuse, tape_of
+from lipctrl.core.recorded_functions import group_sort  # the import fills the table of functions
+from lipctrl.core.symbols import RecordingError, Symbol, Tape, Vector, tape_of
 
 __all__ = ["RecordingError", "RecordingWarning", "group_sort", "inline", "recentre", "record"]
 
@@ -62,13 +62,6 @@ def inline(graph: Graph, **inputs: Any) -> dict[str, Any]:
         else:
             places.append(tape.node(node.op, [places[i] for i in node.inputs], size, **tape.kept(graph, node)))
     return {name: Vector(tape, places[index]) for name, index in graph.outputs.items()}
-
-
-def group_sort(value: Any, group_size: int = 2) -> Symbol:
-    """Sort a vector symbol, ascending, inside consecutive groups (GroupSort; MaxMin is ``group_size`` 2)."""
-    if isinstance(value, Scalar) or not isinstance(value, Symbol):
-        refuse("group_sort of something that is not a vector symbol", "give it a vector")
-    return Vector(value.tape, value.tape.node("group_sort", (value.index,), value.tape.sizes[value.index], group_size=group_size))
 
 
 def recentre(graph: Graph, value: Any, point: Any, offset: np.ndarray) -> Symbol:
