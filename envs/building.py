@@ -38,9 +38,9 @@ def ranges(table: Mapping[str, Range], what: str) -> tuple[tuple[Coordinate, ...
     names = coordinates({name: entry[0] for name, entry in entries.items()}, what)
     high = tuple(rational(entry[-1], f"{what} {name!r}") for name, entry in entries.items())
     low = tuple(rational(entry[1]) if len(entry) == 3 else -rational(entry[1]) for entry in entries.values())
-    for name, lower, upper in zip(names, low, high, strict=True):
+    for coordinate, lower, upper in zip(names, low, high, strict=True):
         if not lower < upper:
-            raise InputError(f"{what} {name.name!r} has the box [{lower}, {upper}], expected its lower end below its upper")
+            raise InputError(f"{what} {coordinate.name!r} has the box [{lower}, {upper}], expected its lower end below its upper")
     return names, low, high
 
 
