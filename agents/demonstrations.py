@@ -68,10 +68,12 @@ class Demonstrations:
         return observations.astype(np.float64), np.concatenate([episode.actions for episode in self.episodes]).astype(np.float64)
 
     def digest(self) -> str:
-        """SHA-256 (hex) of all observations and actions, in order."""
+        """SHA-256 (hex) of all numbers of all episodes, in order."""
         data = hashlib.sha256()
-        for values in self.samples():
-            data.update(np.ascontiguousarray(values).tobytes())
+        for episode in self.episodes:
+            for name in ("observations", "actions", "rewards", "terminations", "truncations"):
+                values = np.ascontiguousarray(getattr(episode, name))
+                data.update(f"{name} {values.dtype.str} {values.shape} ".encode() + values.tobytes())
         return data.hexdigest()
 
     def save(self, folder: Path | str, *, overwrite: bool = False) -> Path:
@@ -87,7 +89,7 @@ class Demonstrations:
 
     def _entry(self) -> dict[str, Any]:
         """Our own entry in the metadata."""
-        return {"format": _FORMAT, "interface": self.interface.to_json(), "fallbacks": self.fallbacks}
+        return {"format": _FORMAT, "interface": self.interface.to_json(), "fallbacks": self.fallbacks, "digest": self.digest()}
 
     @classmethod
     def load(cls, folder: Path | str, env: Environment | None = None) -> Demonstrations:
@@ -100,6 +102,8 @@ class Demonstrations:
         expert = metadata.get("algorithm_name")
         interface, fallbacks = _stored(metadata, observation_box, action_box)
         loaded = cls(episodes, interface, observation_box, action_box, expert if isinstance(expert, str) else "unknown", fallbacks)
+        if "lipctrl" in metadata and metadata["lipctrl"]["digest"] != loaded.digest():
+            raise InputError(f"the demonstrations in {folder} are damaged: their numbers do not have the digest in the metadata")
         if env is not None:
             interface.check_matches(Interface.of(env), f"the demonstrations in {folder}")
         return loaded
@@ -137,7 +141,7 @@ def _stored(metadata: dict[str, Any], observation_box: Box, action_box: Box) -> 
     if stored is None:
         name = environment_id(metadata) or "unknown"
         return Interface.unnamed(name, observation_box.low.size, action_box.low, action_box.high), 0
-    if not isinstance(stored, dict) or set(stored) != {"format", "interface", "fallbacks"} or stored["format"] != _FORMAT:
+    if not isinstance(stored, dict) or set(stored) != {"format", "interface", "fallbacks", "digest"} or stored["format"] != _FORMAT:
         raise InputError(f"the metadata's entry 'lipctrl' is not of format {_FORMAT}; expected what this version of lipctrl writes")
     fallbacks = stored["fallbacks"]
     if type(fallbacks) is not int or fallbacks < 0:
