@@ -17,6 +17,9 @@ from lipctrl.certificates.stability.simulation import StepFunction
 Array = np.ndarray
 
 
+IMPROVED = 3  #: starts that are improved by local search
+
+
 @dataclass(frozen=True)
 class Samples:
     """Deviations ``state`` (N, n) in the box and where one step takes them; ``scale`` 1 for the box itself, less for copies of it."""
@@ -50,8 +53,7 @@ def sample_steps(step: StepFunction, low: Array, high: Array, seed: int, count: 
 
 def level_of(P: Array, samples: Samples, rate: float) -> tuple[float, float]:
     """Largest rho below every sample that leaves the box or does not decrease by ``rate``, and the volume below it."""
-    level = np.einsum("bi,ij,bj->b", samples.state, P, samples.state)
-    after = np.einsum("bi,ij,bj->b", samples.after, P, samples.after)
+    level, after = ((y @ P * y).sum(1) for y in (samples.state, samples.after))
     failing = samples.leaves_box | ~(after <= (1 - rate) * level)
     rho = float(level[failing].min(initial=np.inf))
     if not np.isfinite(rho):
@@ -74,13 +76,12 @@ def find_candidate(step: StepFunction, low: Array, high: Array, *, rate: float, 
         return None
     samples = sample_steps(step, low, high, seed)
     scale = np.minimum(-low, high)
-    starts = _starts(A, scale, rate)
-    best = max((_candidate(P, samples, rate) for P in starts), key=lambda c: c.volume)
-    for start in starts:
-        found = _improve(start, samples, rate, scale)
-        best = max(best, found, key=lambda c: c.volume)
+    ranked = sorted((_candidate(P, samples, rate) for P in _starts(A, scale, rate)), key=lambda c: (c.volume, c.rho), reverse=True)
+    if not ranked:
+        return None
+    best = max((_improve(start.P, samples, rate, scale) for start in ranked[:IMPROVED]), key=lambda c: c.volume)
     best = max(best, _improve(best.P, samples, rate, scale), key=lambda c: c.volume)
-    return best if best.volume > 0 else None
+    return best if best.rho > 0 else None
 
 
 def _starts(A: Array, scale: Array, rate: float) -> list[Array]:
@@ -102,7 +103,7 @@ def _starts(A: Array, scale: Array, rate: float) -> list[Array]:
 
 def _normalised(P: Array) -> Array:
     P = 0.5 * (P + P.T)
-    return np.asarray(P / np.linalg.det(P) ** (1 / len(P)))
+    return np.asarray(P / np.exp(np.linalg.slogdet(P)[1] / len(P)))
 
 
 def _candidate(P: Array, samples: Samples, rate: float) -> Candidate:
@@ -130,6 +131,6 @@ def _improve(start: Array, samples: Samples, rate: float, scale: Array) -> Candi
         rho, volume = level_of(P, samples, rate)
         return -volume - 1e-9 * rho  # the level breaks ties where no sample lies below it
 
-    budget = 150 * len(lower[0])
+    budget = 100 * len(lower[0])
     found = minimize(cost, first[lower], method="Nelder-Mead", options={"maxfev": budget, "xatol": 1e-3, "fatol": 1e-3})
     return _candidate(matrix(found.x), samples, rate)

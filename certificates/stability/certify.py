@@ -30,6 +30,7 @@ Array = np.ndarray
 RATE = Fraction(1, 1000)  #: decrease of V per step that is proved
 MAX_CELLS = 20_000_000
 SHRINK = (0.995, 0.97, 0.9, 0.75, 0.5, 0.25, 0.05)  #: levels tried, as shares of the sampled one
+PATIENCE = 0.35  #: share of the time left that one level may take while there are others
 
 
 @dataclass(frozen=True)
@@ -115,11 +116,15 @@ def certify_stability(
         if found is None:
             return [_refuted_or_unknown(plant, policy, out, linearisation(step, len(rest)), rate, started)]
         candidate, levels = (found.P, found.rho), [found.rho * share for share in SHRINK]
-    results = []
-    for reading in readings:
+    results: list[StabilityResult] = []
+    for number, reading in enumerate(readings):
         loop = Loop(subject, policy, reading, activation_ulp if reading == "float32" else None)
-        task = _Task(loop, plant, deadline, seed, progress, rate)
+        share = (deadline - time.monotonic()) / (len(readings) - number)
+        task = _Task(loop, plant, time.monotonic() + share, seed, progress, rate)
         results.append(_certify_reading(task, candidate[0], levels, box, out / f"stability-{reading}"))
+        proved = results[-1].claim
+        if proved is not None:
+            levels = [level for level in levels if level <= proved.rho]  # what failed once fails again
     return results
 
 
@@ -138,8 +143,9 @@ def _certify_reading(task: _Task, P: Array, levels: Sequence[float], box: Sequen
     levels = list(levels)
     while levels:
         claim = Claim(_inward(box[0]), _inward(box[1]), P, levels.pop(0), task.rate, Fraction(0), {})
+        patience = task.deadline - time.monotonic()
         try:
-            found = _prove(task, claim)
+            found = _prove(replace(task, deadline=time.monotonic() + patience * PATIENCE) if levels else task, claim)
         except GraphError as error:
             return StabilityResult(task.loop.arithmetic, None, None, str(error), None, {}, time.monotonic() - started)
         if isinstance(found, str):
@@ -149,9 +155,7 @@ def _certify_reading(task: _Task, P: Array, levels: Sequence[float], box: Sequen
         leaves = outcome.leaves
         if outcome.tree is None:
             reason = outcome.reason
-            if time.monotonic() > task.deadline:
-                break
-            levels = [min(level, 0.98 * outcome.blocking_level) for level in levels]
+            levels = [min(level, 0.98 * outcome.blocking_level) for level in levels if time.monotonic() < task.deadline]
             continue
         path = _write(task, claim, evidence, out)
         verdict = check(path)
@@ -199,7 +203,7 @@ def _inside(hole: Array) -> HoleTest:
 def _below(claim: Claim, level: float) -> HoleTest:
     def test(low: Array, high: Array, step: Step) -> Array:
         top = level_range(claim.P, step.centre, step.radius[:, : claim.P.shape[0]])[1]
-        return (np.maximum(top, step.highest(claim.P)) <= level) & step.inside(claim.low, claim.high)
+        return np.asarray((np.maximum(top, step.highest(claim.P)) <= level) & step.inside(claim.low, claim.high))
 
     return test
 
