@@ -104,7 +104,7 @@ class Graph:
         return hashlib.sha256(canonical_json(graph_to_json(self)).encode()).hexdigest()
 
 
-def _check_tensor(name: object, tensor: object) -> None:
+def _check_tensor(name: object, tensor: Any) -> None:
     if not (isinstance(name, str) and isinstance(tensor, np.ndarray)):
         raise GraphError(f"tensor {name!r} is not a NumPy array")
     if tensor.dtype.name not in ("float32", "float64") or tensor.ndim not in (1, 2) or tensor.size == 0:

@@ -140,12 +140,12 @@ def _search_candidate(step: StepFunction, box: Sequence[Array], rate: Fraction, 
 def _certify_reading(task: _Task, P: Array, levels: Sequence[float], box: Sequence[Array], out: Path) -> StabilityResult:
     """One certificate: the largest of the levels for which the tree closes."""
     started, reason, leaves = time.monotonic(), "no level was tried", {}
-    levels = list(levels)
-    while levels:
-        claim = Claim(_inward(box[0]), _inward(box[1]), P, levels.pop(0), task.rate, Fraction(0), {})
-        patience = task.deadline - time.monotonic()
+    waiting = list(levels)
+    while len(waiting):
+        claim = Claim(_inward(box[0]), _inward(box[1]), P, waiting.pop(0), task.rate, Fraction(0), {})
+        patience = (task.deadline - time.monotonic()) * (PATIENCE if len(waiting) else 1.0)
         try:
-            found = _prove(replace(task, deadline=time.monotonic() + patience * PATIENCE) if levels else task, claim)
+            found = _prove(replace(task, deadline=time.monotonic() + patience), claim)
         except GraphError as error:
             return StabilityResult(task.loop.arithmetic, None, None, str(error), None, {}, time.monotonic() - started)
         if isinstance(found, str):
@@ -155,7 +155,7 @@ def _certify_reading(task: _Task, P: Array, levels: Sequence[float], box: Sequen
         leaves = outcome.leaves
         if outcome.tree is None:
             reason = outcome.reason
-            levels = [min(level, 0.98 * outcome.blocking_level) for level in levels if time.monotonic() < task.deadline]
+            waiting = [min(level, 0.98 * outcome.blocking_level) for level in waiting if time.monotonic() < task.deadline]
             continue
         path = _write(task, claim, evidence, out)
         verdict = check(path)
