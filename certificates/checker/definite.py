@@ -21,7 +21,8 @@ from lipctrl.certificates.checker.intervals import UNIT, Array, UnsafeArithmetic
 RANGE = 2.0**200  #: numbers that enter a proof are 0 or of magnitude within [1/RANGE, RANGE]: products of five stay normal
 MAX_COUNT = 2**20  #: roundings on the way to one entry
 MAX_ORDER = 4096  #: rows of a matrix that is judged in float64
-MAX_BALL_ORDER = 600  #: rows of a matrix that is judged in balls
+MAX_BALL_ORDER = 300  #: rows of a matrix that is judged in balls
+BALL_PRECISION = 128  #: bits; set ``ctx.workprec`` to it while a matrix of balls is computed
 
 
 class OutOfRange(ArithmeticError):
@@ -213,7 +214,7 @@ def is_definite_in_balls(matrix: Array) -> bool:
     order = len(matrix)
     if order > MAX_BALL_ORDER:
         raise OutOfRange(f"matrix of order {order}, at most {MAX_BALL_ORDER} is judged in balls")
-    with ctx.workprec(128):
+    with ctx.workprec(BALL_PRECISION):
         middle = np.array([[float(arb(v).mid()) for v in row] for row in matrix])
         scale = _unit_diagonal_scale(middle)
         factor = None if scale is None else _factor(middle * scale[:, None] * scale, 0.0)

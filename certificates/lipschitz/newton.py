@@ -1,4 +1,4 @@
-"""The best multipliers: minimise t rho^2 - log det M(rho^2, lambda) by Newton steps while t grows.
+"""The best multipliers: minimise t (rho^2 + PENALTY sum lambda) - log det M(rho^2, lambda) by Newton steps while t grows.
 
 Every iterate keeps M positive definite, so every iterate is a candidate certificate; variables / t bounds how far rho^2 is
 from the optimum at a centred point. Multipliers need no barrier of their own: M > 0 implies that they are positive.
@@ -17,6 +17,7 @@ from lipctrl.certificates.lipschitz.system import System
 
 MAX_STEPS = 600
 LEAST_MULTIPLIER = 1e-9  #: for units that reach no output
+PENALTY = 1e-12  #: on multipliers: those of units that are constant would grow for ever
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,8 @@ def solve(system: System, tolerance: float = 1e-6, report: Callable[[float, floa
         while steps < MAX_STEPS:
             steps += 1
             square, values, decrement = _step(system, square, values, t)
+            if decrement == np.inf:
+                break
             if decrement < 0.5:
                 if report is not None:
                     report(square, system.size / t)
@@ -83,31 +86,40 @@ def _greatest_need(system: System, values: Array, block: slice) -> float:
 
 
 def _step(system: System, square: float, values: Array, t: float) -> tuple[float, Array, float]:
-    """One damped Newton step; returns the new point and the squared decrement at the old one."""
+    """One damped Newton step; returns the new point and the squared decrement at the old one, infinite where none is possible."""
     gradient, hessian = _derivatives(system, square, values, t)
+    if not bool(np.all(np.diagonal(hessian) > 0)):
+        return square, values, np.inf
     scale = 1 / np.sqrt(np.diagonal(hessian))
     scaled = hessian * scale[:, None] * scale
     scaled[np.arange(len(scaled)), np.arange(len(scaled))] += 1e-13
     factor, info = lapack.dpotrf(scaled, lower=1, clean=0)
-    if info:
-        return square, values, 0.0
     direction = -scale * lapack.dpotrs(factor, scale * gradient, lower=1)[0]
     decrement = float(-gradient @ direction)
-    length = _length(system, square, values, t, direction, decrement)
+    length = 0.0 if info or not decrement >= 0 else _length(system, square, values, t, direction, decrement)
+    if length == 0:
+        return square, values, np.inf
     return square + length * direction[0], values + length * direction[1:], decrement
 
 
 def _length(system: System, square: float, values: Array, t: float, direction: Array, decrement: float) -> float:
-    """A step length that decreases the barrier function: long ones first, 1 / (1 + sqrt(decrement)) is always possible."""
-    safe = 1 / (1 + np.sqrt(max(decrement, 0.0)))
+    """A step length that decreases the barrier function: long ones first; 0 where rounding leaves none.
+
+    Over the reals 1 / (1 + sqrt(decrement)) always stays feasible and decreases it.
+    """
+    safe = 1 / (1 + np.sqrt(decrement))
     here = _log_det(system, square, values)
     length = 1.0
-    while length > safe:
+    while length > 1e-6 * safe:
         there = _log_det(system, square + length * direction[0], values + length * direction[1:])
-        if t * length * direction[0] - there + here <= -0.1 * length * decrement:
+        if there > -np.inf and (length <= safe or t * length * _cost(direction) - there + here <= -0.1 * length * decrement):
             return length
         length *= 0.5
-    return float(safe)
+    return 0.0
+
+
+def _cost(point: Array) -> float:
+    return float(point[0] + PENALTY * point[1:].sum())
 
 
 def _log_det(system: System, square: float, values: Array) -> float:
@@ -116,7 +128,7 @@ def _log_det(system: System, square: float, values: Array) -> float:
 
 
 def _derivatives(system: System, square: float, values: Array, t: float) -> tuple[Array, Array]:
-    """Gradient and Hessian of t rho^2 - log det M in (rho^2, lambda)."""
+    """Gradient and Hessian of t cost - log det M in (rho^2, lambda)."""
     n = system.inputs
     factor, info = lapack.dpotrf(system.matrix(square, values), lower=1)
     if info:
@@ -141,7 +153,7 @@ def _derivatives(system: System, square: float, values: Array, t: float) -> tupl
     gradient, hessian = np.zeros(count + 1), np.zeros((count + 1, count + 1))
     gradient[0] = t - np.trace(input_block)
     hessian[0, 0] = np.sum(input_block**2)
-    gradient[1:] = np.bincount(system.member, slopes, minlength=count)
+    gradient[1:] = np.bincount(system.member, slopes, minlength=count) + t * PENALTY
     hessian[0, 1:] = hessian[1:, 0] = np.bincount(system.member, mixed, minlength=count)
     if count == len(system.member):
         hessian[1:, 1:] = curvature

@@ -15,7 +15,7 @@ import numpy as np
 from lipctrl.certificates.checker.chain import Chain
 from lipctrl.certificates.checker.intervals import Array
 
-LEAST_WIDTH = 1e-6  #: slopes of units that are (almost) linear are widened to this, or their multipliers would grow for ever
+LEAST_WIDTH = 1e-9  #: slopes of units that are (almost) linear are widened to this, or their multipliers would grow for ever
 
 
 @dataclass(frozen=True)

@@ -20,10 +20,12 @@ from fractions import Fraction
 from typing import Any
 
 import numpy as np
+from flint import ctx
 
 from lipctrl.certificates.checker.bundle import Certificate, fields, floats, numbers
 from lipctrl.certificates.checker.chain import Chain, Hidden, enclose, read_chain
 from lipctrl.certificates.checker.definite import (
+    BALL_PRECISION,
     OutOfRange,
     balls,
     exact,
@@ -146,7 +148,8 @@ def _prove_by_multipliers(chain: Chain, scale_in: Array, scale_out: Array, rho: 
     try:
         proved = is_semidefinite(multiplier_form(chain, scale_in, scale_out, rho, multipliers, exact))
     except OutOfRange:
-        proved = is_definite_in_balls(multiplier_form(chain, scale_in, scale_out, rho, multipliers, balls))
+        with ctx.workprec(BALL_PRECISION):
+            proved = is_definite_in_balls(multiplier_form(chain, scale_in, scale_out, rho, multipliers, balls))
     if not proved:
         raise Rejected(f"the multipliers do not prove the bound {rho!r}: the matrix could not be shown positive semidefinite")
 

@@ -1,0 +1,241 @@
+"""Verified definiteness and norms: nothing false is accepted, and what has room for rounding is accepted."""
+
+import math
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from flint import arb, ctx, fmpq, fmpq_mat
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lipctrl.certificates.checker.definite import (
+    MAX_ORDER,
+    Counted,
+    OutOfRange,
+    balls,
+    exact,
+    is_definite_in_balls,
+    is_semidefinite,
+    is_semidefinite_within,
+    norm_upper_bound,
+    require_ieee_products,
+    symmetric,
+)
+from lipctrl.certificates.checker.intervals import UnsafeArithmetic
+
+seeds = st.integers(0, 2**32 - 1)
+
+
+def rational_matrix(matrix: np.ndarray) -> list[list[Fraction]]:
+    return [[Fraction(float(v)) for v in row] for row in matrix]
+
+
+def is_psd_exactly(rows: list[list[Fraction]]) -> bool:
+    """LDL^T over the rationals; a zero pivot needs a zero row."""
+    rows = [list(row) for row in rows]
+    n = len(rows)
+    for k in range(n):
+        pivot = rows[k][k]
+        if pivot < 0 or (pivot == 0 and any(rows[i][k] for i in range(k + 1, n))):
+            return False
+        for i in range(k + 1, n):
+            if pivot:
+                factor = rows[i][k] / pivot
+                rows[i] = [a - factor * b for a, b in zip(rows[i], rows[k], strict=True)]
+    return True
+
+
+def spectrum(generator: np.random.Generator, values: np.ndarray) -> np.ndarray:
+    q = np.linalg.qr(generator.standard_normal((len(values), len(values))))[0]
+    matrix = (q * values) @ q.T
+    return (matrix + matrix.T) / 2
+
+
+def test_accepts_what_has_room_and_refuses_what_is_indefinite():
+    generator = np.random.default_rng(0)
+    for n in (1, 2, 7, 40, 145):
+        values = np.linspace(1e-9, 1.0, n)
+        good, bad = spectrum(generator, values), spectrum(generator, np.append(values[1:], -1e-12) if n > 1 else np.array([-1e-12]))
+        assert is_semidefinite_within(good, np.zeros((n, n)))
+        assert not is_semidefinite_within(bad, np.zeros((n, n)))
+        assert not is_semidefinite_within(good, np.full((n, n), 2e-9))
+
+
+def test_singular_matrices_are_never_proved():
+    assert not is_semidefinite_within(np.ones((2, 2)), np.zeros((2, 2)))
+    assert not is_semidefinite_within(np.zeros((3, 3)), np.zeros((3, 3)))
+    assert is_semidefinite_within(np.ones((2, 2)) + 1e-9 * np.eye(2), np.zeros((2, 2)))
+
+
+@given(seeds, st.integers(1, 6), st.floats(-17, -10), st.floats(-40, 40))
+def test_nothing_accepted_is_false(seed, n, margin, scale):
+    """Hostile matrices: nearly singular, badly scaled, either sign of the smallest eigenvalue."""
+    generator = np.random.default_rng(seed)
+    values = np.append(generator.uniform(0, 1, n - 1), generator.choice([-1, 1]) * 10.0**margin)
+    d = 2.0 ** np.rint(generator.uniform(-abs(scale), abs(scale), n))
+    matrix = spectrum(generator, values) * d[:, None] * d
+    if is_semidefinite_within(matrix, np.zeros((n, n))):
+        assert is_psd_exactly(rational_matrix(matrix))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("place", [(0, 0), (2, 1), (2, 2)])
+def test_what_is_not_finite_is_refused(value, place):
+    matrix = 4 * np.eye(3)
+    radius = np.zeros((3, 3))
+    assert is_semidefinite_within(matrix, radius)
+    for target in (matrix, radius):
+        kept = target[place]
+        target[place] = value
+        assert not is_semidefinite_within(matrix, radius)
+        target[place] = kept
+
+
+def test_negative_radius_and_huge_orders_are_refused():
+    assert not is_semidefinite_within(np.eye(2), -np.eye(2))
+    with pytest.raises(OutOfRange, match=str(MAX_ORDER)):
+        is_semidefinite_within(np.broadcast_to(1.0, (MAX_ORDER + 1, MAX_ORDER + 1)), np.zeros((1, 1)))
+
+
+def test_a_bogus_factor_changes_nothing(monkeypatch):
+    """The proof is the residual, not the routine that supplied the factor."""
+    generator = np.random.default_rng(1)
+    bad = spectrum(generator, np.array([1.0, 0.5, -1e-6]))
+    for factor in (np.eye(3), np.full((3, 3), np.nan), np.full((3, 3), np.inf), generator.standard_normal((3, 3))):
+        monkeypatch.setattr(np.linalg, "cholesky", lambda matrix, factor=factor: factor)
+        assert not is_semidefinite_within(bad, np.zeros((3, 3)))
+
+
+@given(seeds)
+def test_counted_roundings_bound_the_error(seed):
+    """A polynomial in random matrices, in floats with counting, against the same over the rationals."""
+    generator = np.random.default_rng(seed)
+    leaves = [generator.standard_normal((3, 3)) * 10.0 ** generator.integers(-9, 9, (3, 3)) for _ in range(4)]
+    vector = generator.standard_normal(3) * 10.0 ** generator.integers(-5, 5, 3)
+
+    def expression(lift):
+        a, b, c, d = (lift(leaf) for leaf in leaves)
+        v = lift(vector)
+        return (a @ b - c * d) @ (v[:, None] * a).T + (-(c / lift(np.array([3.0])))) * d
+
+    def fractions(values):
+        result = np.empty(values.shape, dtype=object)
+        result.ravel()[:] = [Fraction(float(x)) for x in values.ravel()]
+        return result
+
+    counted, truth = expression(exact), expression(fractions)
+    error = np.array([[abs(Fraction(float(x)) - y) for x, y in zip(r, s, strict=True)] for r, s in zip(counted.value, truth, strict=True)])
+    assert (error <= fractions(counted.radius())).all()
+    with ctx.workprec(128):
+        enclosures = expression(balls).ravel()
+    with ctx.workprec(2000):
+        assert all(t.contains(arb(fmpq(y.numerator, y.denominator))) for t, y in zip(enclosures, truth.ravel(), strict=True))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, 2.0**201, 2.0**-201, 5e-324])
+def test_numbers_out_of_range_are_refused(value):
+    with pytest.raises(OutOfRange):
+        exact(np.array([1.0, value]))
+
+
+def test_division_needs_exact_divisors():
+    with pytest.raises(TypeError, match="exact"):
+        exact(np.ones(2)) / (exact(np.ones(2)) + exact(np.ones(2)))
+
+
+def test_blocks_make_the_symmetric_matrix():
+    corner = exact(np.array([[2.0]]))
+    form = symmetric({(0, 0): exact(4 * np.eye(2)), (1, 0): exact(np.array([[1.0, -1.0]])), (1, 1): corner}, [2, 1])
+    assert isinstance(form, Counted)
+    assert np.array_equal(form.value, [[4, 0, 1], [0, 4, -1], [1, -1, 2]])
+    assert is_semidefinite(form)
+    with pytest.raises(ValueError, match="above the diagonal"):
+        symmetric({(0, 1): corner}, [1, 1])
+
+
+@given(seeds, st.integers(1, 6), st.floats(-30, -8))
+def test_balls_agree_with_exact_rationals(seed, n, margin):
+    generator = np.random.default_rng(seed)
+    matrix = spectrum(generator, np.append(generator.uniform(0.1, 1, n - 1), generator.choice([-1, 1]) * 10.0**margin))
+    if is_definite_in_balls(balls(matrix)):
+        determinant = fmpq_mat(n, n, [fmpq(v.numerator, v.denominator) for row in rational_matrix(matrix) for v in row]).det()
+        assert determinant > 0 and is_psd_exactly(rational_matrix(matrix))
+
+
+def test_balls_decide_what_floats_cannot_hold():
+    matrix = np.array([[2.0**-300, 2.0**-1], [2.0**-1, 2.0**300]])
+    lifted = balls(matrix)
+    assert is_definite_in_balls(lifted * arb(2) - balls(np.array([[0, 2.0**-1], [2.0**-1, 0]])))
+    assert not is_definite_in_balls(balls(np.array([[2.0**-300, 2.0], [2.0, 2.0**300]])))
+    with pytest.raises(OutOfRange):
+        balls(np.array([math.nan]))
+
+
+# --- norms --------------------------------------------------------------------------------------------------------------
+
+
+def test_norm_of_the_hilbert_matrix():
+    hilbert = np.array([[1 / (i + j + 1) for j in range(8)] for i in range(8)])
+    bound = norm_upper_bound(hilbert)
+    assert 1.695938996921949436 <= bound <= 1.695938996921949436 * (1 + 1e-12)
+
+
+@given(seeds, st.integers(1, 9), st.integers(1, 9), st.integers(-60, 60), st.booleans(), st.booleans())
+def test_norms_are_upper_bounds_and_tight(seed, rows, columns, exponent, scaled_in, scaled_out):
+    generator = np.random.default_rng(seed)
+    weight = generator.standard_normal((rows, columns)) * 2.0**exponent
+    scale_in = generator.uniform(0.1, 10, columns) if scaled_in else None
+    scale_out = generator.uniform(0.1, 10, rows) if scaled_out else None
+    bound = norm_upper_bound(weight, scale_in, scale_out)
+    plain = (1 if scale_out is None else scale_out[:, None]) * weight / (1 if scale_in is None else scale_in)
+    assert bound <= np.linalg.norm(plain, 2) * (1 + 1e-10)
+    # rigorous: bound^2 S_in^2 - W^T S_out^2 W is positive semidefinite over the rationals
+    s, t = (np.ones(columns) if scale_in is None else scale_in), (np.ones(rows) if scale_out is None else scale_out)
+    w = [[Fraction(float(a)) * Fraction(float(b)) for a in row] for row, b in zip(weight, t, strict=True)]
+    square = Fraction(bound) ** 2
+    gram = [[-sum(r[i] * r[j] for r in w) for j in range(columns)] for i in range(columns)]
+    for i in range(columns):
+        gram[i][i] += square * Fraction(float(s[i])) ** 2
+    assert is_psd_exactly(gram)
+
+
+def test_norms_of_special_matrices():
+    assert norm_upper_bound(np.zeros((3, 2))) == 0
+    for weight, norm in ((np.eye(5), 1), (np.ones((3, 4)), math.sqrt(12)), (np.array([[3.0, 4.0]]), 5)):
+        assert norm <= norm_upper_bound(weight) <= norm * (1 + 1e-12)
+    orthogonal = np.linalg.qr(np.random.default_rng(2).standard_normal((64, 64)))[0]
+    assert 1 - 1e-15 <= norm_upper_bound(orthogonal) <= 1 + 1e-11
+    with pytest.raises(OutOfRange):
+        norm_upper_bound(np.array([[math.nan]]))
+
+
+# --- the floating-point environment -------------------------------------------------------------------------------------
+
+
+def test_flushed_subnormals_are_noticed():
+    torch = pytest.importorskip("torch")
+    require_ieee_products(8)
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this machine cannot flush subnormals")
+    try:
+        with pytest.raises(UnsafeArithmetic):
+            is_semidefinite_within(np.eye(2), np.zeros((2, 2)))
+        with pytest.raises(UnsafeArithmetic):
+            norm_upper_bound(np.eye(2))
+    finally:
+        torch.set_flush_denormal(False)
+    assert is_semidefinite_within(np.eye(2), np.zeros((2, 2)))
+
+
+def test_products_that_round_upwards_are_noticed(monkeypatch):
+    """A library whose products round in another direction than the process does."""
+
+    class Upwards(np.ndarray):
+        def __matmul__(self, other):
+            return np.nextafter(np.asarray(self) @ np.asarray(other), np.inf)
+
+    zeros = np.zeros
+    monkeypatch.setattr(np, "zeros", lambda *shape, **options: zeros(*shape, **options).view(Upwards))
+    with pytest.raises(UnsafeArithmetic, match="products"):
+        require_ieee_products(8)
