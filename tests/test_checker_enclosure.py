@@ -9,15 +9,15 @@ import pytest
 from flint import arb
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from strategies import INPUT_RANGE, graphs
 
 from lipctrl.certificates.checker import intervals as iv
 from lipctrl.certificates.checker.balls import evaluate_balls
-from lipctrl.certificates.checker.enclosure import EnclosureAlgebra, Enclosed, seeds
+from lipctrl.certificates.checker.enclosure import Enclosed, EnclosureAlgebra, seeds
 from lipctrl.certificates.checker.graph import Graph, GraphError, Node, evaluate
 from lipctrl.certificates.checker.intervals import Interval
 from lipctrl.certificates.checker.rounding import float32_error
 from lipctrl.core.numpy_evaluation import compile_numpy
-from tests.strategies import INPUT_RANGE, graphs
 
 FLOAT32_OPERATIONS = {
     "input", "constant", "neg", "add", "sub", "mul", "div", "relu", "abs", "min", "max", "leaky_relu", "clip", "group_sort",
@@ -93,7 +93,9 @@ def test_float32_evaluations_stay_within_their_bound(graph: Graph, seed: int) ->
         with np.errstate(all="ignore"):
             error = float32_error(graph, inputs["x"], radius.T[:, :, None], None)
     except GraphError:
-        operations = {node.op for node in graph.nodes} | {n.op for m in graph.nodes if m.op == "recentre" for n in m.attributes["graph"].nodes}
+        operations = {node.op for node in graph.nodes} | {
+            n.op for m in graph.nodes if m.op == "recentre" for n in m.attributes["graph"].nodes
+        }
         assert not operations <= FLOAT32_OPERATIONS or any(t.dtype != np.float32 for t in graph.tensors.values())
         return
     run = compile_numpy(graph, np.float32)

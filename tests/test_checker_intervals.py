@@ -121,7 +121,10 @@ def test_affine_holds_the_exact_result(seed: int, n: int, rows: int, exponent: i
     high = low + np.abs(low) * random.choice([0, 1e-12, 1], size=(1, n))
     y = iv.affine(Interval(low, high), weight, bias)
     for row in range(rows):
-        ends = [(Fraction(float(w * 0 + lo)), Fraction(float(hi)), Fraction(float(w))) for w, lo, hi in zip(weight[row], low[0], high[0], strict=True)]
+        ends = [
+            (Fraction(float(w * 0 + lo)), Fraction(float(hi)), Fraction(float(w)))
+            for w, lo, hi in zip(weight[row], low[0], high[0], strict=True)
+        ]
         smallest = sum(min(w * lo, w * hi) for lo, hi, w in ends) + Fraction(float(bias[row]))
         largest = sum(max(w * lo, w * hi) for lo, hi, w in ends) + Fraction(float(bias[row]))
         assert Fraction(float(y.low[0, row])) <= smallest and Fraction(float(y.high[0, row])) >= largest

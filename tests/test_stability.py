@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from loops import gain, identity, linear_plant, saturated_scalar, subject
 
 from lipctrl.certificates.checker.bundle import parse_plant, read_certificate
 from lipctrl.certificates.checker.kinds import check
 from lipctrl.certificates.stability import StabilityResult, certify_stability
 from lipctrl.certificates.stability.simulation import step_function
 from lipctrl.core.recording import record
-from tests.loops import gain, identity, linear_plant, saturated_scalar, subject
 
 ONE = np.array([[1.0]])
 

@@ -85,7 +85,7 @@ class Graph:
         if not self.outputs:
             raise GraphError("graph has no output")
         for name, index in self.outputs.items():
-            if not isinstance(name, str) or type(index) is not int or not 0 <= index < len(sizes):
+            if not (isinstance(name, str) and type(index) is int and 0 <= index < len(sizes)):
                 raise GraphError(f"output {name!r} refers to node {index!r}, expected 0..{len(sizes) - 1}")
         object.__setattr__(self, "sizes", tuple(sizes))
 
