@@ -80,7 +80,7 @@ class LipschitzMLP(nn.Module):
         """Plain (weight, bias) of each affine map, float64, differentiable in the parameters; never cached."""
         weights = self.stack.materialise(self.built_for)
         biases = [*self.hidden_bias, self.output_bias]
-        return [(weight, bias.double()) for weight, bias in zip(weights, biases, strict=True)]
+        return [(weight.contiguous(), bias.double()) for weight, bias in zip(weights, biases, strict=True)]
 
     @contextmanager
     def materialised(self) -> Iterator[LipschitzMLP]:
