@@ -35,8 +35,8 @@ def train_behaviour_cloning(
 
     Raises InputError where the folder holds another run, or the constant or an option is out of its range.
     """
-    limits = data_limits(*demonstrations.samples(), lipschitz)
     policy = build_policy(demonstrations.interface, lipschitz, options, seed)
+    limits = data_limits(*demonstrations.samples(), lipschitz)
     training, validation = split(demonstrations, options.validation_fraction, seed, policy)
     run = None if folder is None else RunFolder(folder, _config(demonstrations, lipschitz, options, seed))
     fit = Fit(policy, options, seed)

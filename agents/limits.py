@@ -127,7 +127,7 @@ def _pairs(x: Array, u: Array) -> Iterator[tuple[Array, Array]]:
     rows = max(1, _PAIRS_AT_ONCE // len(x))
     for start in range(0, len(x), rows):
         block = slice(start, start + rows)
-        yield cdist(x[block], x[start:]), cdist(u[block], u[start:])
+        yield cdist(x[block], x[start:]).astype(np.float64), cdist(u[block], u[start:]).astype(np.float64)
 
 
 def _steepest(distance: Array, gap: Array) -> float:

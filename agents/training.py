@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -90,6 +91,8 @@ def build_policy(interface: Interface, lipschitz: float, options: TrainingOption
     The observation weights scale the network's input; the constant holds for the raw observation all the same. Raises InputError
     for a constant that is not positive, weights that do not fit, and actions without a box.
     """
+    if not 0 < lipschitz < math.inf:
+        raise InputError(f"the Lipschitz constant is {lipschitz}, expected a positive number")
     if interface.action_low is None or interface.action_high is None:
         raise InputError(f"the actions of {interface.environment} are unbounded, expected a finite action box")
     n = len(interface.observation)

@@ -12,12 +12,13 @@ import minari
 import numpy as np
 import pytest
 from gymnasium.envs.registration import EnvSpec
+from minari.data_collector import EpisodeBuffer
+from minari.dataset.minari_storage import MinariStorage
+
 from lipctrl.agents import Demonstrations, Episode, Interface, collect, label, make_expert, rollout
 from lipctrl.agents.minari_format import DATA, METADATA, dataset_id
 from lipctrl.core.errors import InputError
 from lipctrl.envs import PlantEnv, make_plant
-from minari.data_collector import EpisodeBuffer
-from minari.dataset.minari_storage import MinariStorage
 
 
 @pytest.fixture(scope="module")

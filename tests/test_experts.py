@@ -6,6 +6,7 @@ from fractions import Fraction
 import gymnasium
 import numpy as np
 import pytest
+
 from lipctrl.agents import EXPERTS, EnergyExpert, LQRExpert, collect, make_expert
 from lipctrl.core.controller import Controller
 from lipctrl.core.errors import InputError

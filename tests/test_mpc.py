@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from lipctrl.core.errors import InputError, LipctrlError
 from lipctrl.core.recording import record
 from lipctrl.envs import make_plant, rollout

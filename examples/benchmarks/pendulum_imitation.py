@@ -17,6 +17,7 @@ from pathlib import Path
 
 import gymnasium
 import numpy as np
+
 from lipctrl.agents import DaggerOptions, MidpointEnvelope, TrainingOptions, make_expert, train_dagger
 from lipctrl.core.controller import Controller
 
