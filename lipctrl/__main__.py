@@ -1,0 +1,8 @@
+"""``python -m lipctrl``: the command line."""
+
+import sys
+
+from lipctrl.cli.command import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,203 @@
+"""``lipctrl train bc`` and ``lipctrl train dagger``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+import tyro
+
+from lipctrl.cli.console import Console
+from lipctrl.cli.verb import EnvironmentId, Folder, OptionalFolder, Outcome, Verb
+from lipctrl.core.errors import InputError
+
+if TYPE_CHECKING:
+    from lipctrl.agents import Demonstrations, TrainingOptions, TrainingResult
+
+DECIMALS = 2  #: a Lipschitz constant chosen from the data is rounded up to this many decimals
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train(Verb):
+    """What all algorithms share."""
+
+    env: EnvironmentId
+    """Environment: a shipped plant (pendulum), its id (lipctrl/Pendulum-v0), or any Gymnasium id (Pendulum-v1)."""
+    out: Folder
+    """Folder of the run; the same command resumes it, another one is refused."""
+    demos: OptionalFolder = None
+    """Folder of demonstrations (demos collect); without it the expert records some first."""
+    lipschitz: Annotated[float | None, tyro.conf.arg(metavar="L")] = None
+    """Lipschitz constant of the policy, action units per observation unit; by default 5 % above the steepest slope in the data."""
+    expert: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
+    """Expert: lqr, energy, mpc, or a policy folder; by default the plant's own."""
+    episodes: int = 50
+    """Episodes of the expert where no demonstrations are given (dagger: and of the policy in each round)."""
+    hidden: tuple[int, ...] = (32, 32)
+    """Widths of the hidden layers."""
+    layer: Literal["sandwich", "cayley"] = "sandwich"
+    """Kind of the layers, 1-Lipschitz by construction."""
+    activation: Literal["relu", "tanh", "maxmin"] = "relu"
+    """Activation; maxmin goes with cayley layers."""
+    steps: int = 3000
+    """Gradient steps (dagger: per round)."""
+
+    def run(self, console: Console) -> Outcome:
+        """Train, bound the Lipschitz constant of the result, and write what was learnt about it."""
+        if self.lipschitz is not None and not 0 < self.lipschitz < float("inf"):
+            raise InputError(f"the Lipschitz constant is {self.lipschitz}, expected a positive number")
+        with console.task("training") as progress:
+            from lipctrl.agents import Demonstrations
+            from lipctrl.cli.environments import make_environment
+
+            env = make_environment(self.env)
+            data = None if self.demos is None else Demonstrations.load(self.demos, env)
+            expert = None if data is not None and not self.needs_expert else self._expert(env)
+            if data is None:
+                data = self._collect(env, expert, progress)
+            lipschitz = self.lipschitz if self.lipschitz is not None else _chosen(data)
+            self._say(console, env, data, lipschitz)
+            result = self.fit(env, expert, data, lipschitz, progress)
+        return _finish(self, env, result, lipschitz)
+
+    needs_expert: ClassVar[bool] = False
+
+    def fit(self, env: Any, expert: Any, data: Demonstrations, lipschitz: float, progress: Any) -> TrainingResult:
+        """Run the algorithm."""
+        raise TypeError(f"{type(self).__name__} cannot train")
+
+    def options(self, **more: Any) -> TrainingOptions:
+        """Options of the fit from those of the command line."""
+        from lipctrl.agents import TrainingOptions
+
+        return TrainingOptions(hidden=self.hidden, layer=self.layer, activation=self.activation, steps=self.steps, **more)
+
+    def _expert(self, env: Any) -> Any:
+        from lipctrl.agents import make_expert
+
+        return make_expert(self._expert_name(env), env)
+
+    def _expert_name(self, env: Any) -> str:
+        from lipctrl.agents.interface import plant_of
+
+        plant = plant_of(env)
+        if self.expert is not None:
+            return self.expert
+        if plant is None:
+            raise InputError(f"the environment {self.env!r} has no expert of its own, expected --expert NAME or --demos DIR")
+        return plant.experts[0]
+
+    def _collect(self, env: Any, expert: Any, progress: Any) -> Demonstrations:
+        """Demonstrations of this run: recorded once, then read."""
+        from lipctrl.agents import Demonstrations, collect
+        from lipctrl.report.run import DEMONSTRATIONS
+
+        path = Path(self.out) / DEMONSTRATIONS
+        if path.exists():
+            return Demonstrations.load(path, env)
+        progress(0.0, f"recording {self.episodes} episodes", None)
+        data = collect(env, expert, self.episodes, self.seed, expert=self._expert_name(env))
+        data.save(path)
+        return data
+
+    def _say(self, console: Console, env: Any, data: Demonstrations, lipschitz: float) -> None:
+        from lipctrl.agents import data_limits, plant_stabilisation_floor
+        from lipctrl.agents.interface import plant_of
+
+        console.note(str(data_limits(*data.samples(), lipschitz, seed=self.seed)))
+        plant = plant_of(env)
+        floor = None if plant is None else plant_stabilisation_floor(plant).lipschitz
+        if floor is not None and lipschitz < floor:
+            console.warn(
+                f"L = {lipschitz:g} is below {floor:.6g}: no static policy with this Lipschitz constant can stabilise the equilibrium"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class BehaviourCloning(Train):
+    """Behaviour cloning: fit a policy with a hard Lipschitz bound to an expert's demonstrations.
+
+    The run folder holds the journal, a checkpoint, the policy and the certificate of its Lipschitz bound.
+    """
+
+    EXAMPLE: ClassVar[str] = "  lipctrl train bc --env pendulum --demos runs/pendulum-lqr-v0 --lipschitz 1.5 --out runs/bc"
+
+    def fit(self, env: Any, expert: Any, data: Demonstrations, lipschitz: float, progress: Any) -> TrainingResult:
+        """Fit once."""
+        from lipctrl.agents import train_behaviour_cloning
+
+        return train_behaviour_cloning(data, lipschitz, options=self.options(), seed=self.seed, folder=self.out, progress=progress)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dagger(Train):
+    """DAgger: the policy acts, the expert labels what it saw, and all data are fitted again, in rounds.
+
+    The run folder holds the journal, the data of each round, a checkpoint, the policy and the certificate of its Lipschitz bound.
+    """
+
+    EXAMPLE: ClassVar[str] = "  lipctrl train dagger --env Pendulum-v1 --expert energy --lipschitz 10 --out runs/dagger"
+    needs_expert: ClassVar[bool] = True
+
+    rounds: int = 3
+    """Rounds in which the policy acts."""
+
+    def fit(self, env: Any, expert: Any, data: Demonstrations, lipschitz: float, progress: Any) -> TrainingResult:
+        """Round 0 is the demonstrations."""
+        from lipctrl.agents import DaggerOptions, train_dagger
+
+        options = DaggerOptions(self.rounds, self.episodes, training=self.options(validation_fraction=0.0, patience=0))
+        return train_dagger(
+            env, expert, lipschitz, options=options, demonstrations=data, seed=self.seed, folder=self.out, progress=progress
+        )
+
+
+def _chosen(data: Demonstrations) -> float:
+    from lipctrl.quickstart import choose_lipschitz
+
+    return choose_lipschitz(data)
+
+
+def _finish(verb: Train, env: Any, result: TrainingResult, lipschitz: float) -> Outcome:
+    """Save the policy of an interrupted run, certify the Lipschitz bound, and write the results."""
+    from lipctrl.agents.interface import Interface
+    from lipctrl.agents.training import export_policy
+    from lipctrl.certificates.checker.kinds import check
+    from lipctrl.certificates.lipschitz import certify_lipschitz
+    from lipctrl.cli.results import entry
+    from lipctrl.cli.writing import write_results
+
+    path = Path(verb.out)
+    if not result.completed:
+        export_policy(result.policy, Interface.of(env), {"completed": False}).save(path / "best-so-far")
+        line = f"interrupted: the policy so far is in {path / 'best-so-far'}; the same command goes on"
+        return Outcome([line], status="unknown", keys={"policy": str(path / "best-so-far")}, interrupted=True)
+    certificate = certify_lipschitz(result.policy.graph(), seed=verb.seed)
+    where = certificate.write(path / "certificates" / "lipschitz")
+    verdict = check(where)
+    losses = [record["training_loss"] for record in result.history if "training_loss" in record]
+    keys = {
+        "policy": str(path / "policy"),
+        "lipschitz": lipschitz,
+        "upper": verdict.numbers.get("lipschitz"),
+        "lower": None if certificate.lower is None else certificate.lower.value,
+        "norm": "l2",
+        "training_loss": losses[-1] if losses else None,
+        "error_floor": result.limits.error_floor,
+        "interpolation_constant": result.limits.interpolation_constant,
+        "results": [entry(where, verdict, "")],
+    }
+    outcome = Outcome(
+        lines=[
+            f"policy: {path / 'policy'}",
+            f"last training loss {losses[-1]:.3g}" if losses else "",
+            f"{verdict.claim} ({verdict.level})",
+        ],
+        level=verdict.level,
+        claim=verdict.claim,
+        certificates=[str(where)],
+        keys=keys,
+    )
+    write_results(path, "train", outcome)
+    return outcome
