@@ -139,6 +139,18 @@ def test_numbers_out_of_range_are_refused(value):
         exact(np.array([1.0, value]))
 
 
+def test_products_that_underflow_are_refused():
+    """2^-1200 is lost, and 2^1200 times it would be 1: the value is 0, and nothing may be said about it."""
+    small, large = exact(np.full((1, 1), 2.0**-200)), exact(np.full((1, 1), 2.0**200))
+    product = small
+    for factor in [small] * 5 + [large] * 6:
+        product = product @ factor
+    assert product.value == 0
+    with pytest.raises(OutOfRange, match="underflow"):
+        product.radius()
+    assert (small @ small @ large @ large).radius() < 1e-14
+
+
 def test_division_needs_exact_divisors():
     with pytest.raises(TypeError, match="exact"):
         exact(np.ones(2)) / (exact(np.ones(2)) + exact(np.ones(2)))
@@ -208,6 +220,9 @@ def test_norms_of_special_matrices():
     assert 1 - 1e-15 <= norm_upper_bound(orthogonal) <= 1 + 1e-11
     with pytest.raises(OutOfRange):
         norm_upper_bound(np.array([[math.nan]]))
+    with pytest.raises(OutOfRange, match="columns"):
+        norm_upper_bound(np.ones((1, 3000)), np.ones(3000))
+    assert norm_upper_bound(np.ones((1, 3000))) == pytest.approx(math.sqrt(3000))
 
 
 # --- the floating-point environment -------------------------------------------------------------------------------------

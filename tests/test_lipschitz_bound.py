@@ -183,6 +183,17 @@ def test_numbers_beyond_float64_proofs_go_to_balls():
     assert not proves(graph, 1 - 1e-9, multipliers([tiny]))
 
 
+def test_sorted_networks_whose_products_underflow_are_judged_in_balls():
+    """Six layers of 2^-200 and six of 2^200: the constant is 1 (the sums pass), although float products vanish."""
+    scales = [2.0**-200] * 6 + [2.0**200] * 6
+    graph = network([scale * np.eye(2) for scale in scales], "group_sort", group_size=2)
+    norms = np.cumsum(np.log2(scales))
+    # lambda of layer k is (gain after it)^2 beyond float64: no multipliers of this network can be filed
+    for exponents in (-2 * norms[:-1], np.zeros(11)):
+        values = [[2.0 ** max(-1000.0, min(1000.0, e))] for e in exponents]
+        assert not proves(graph, 0.5, multipliers(*values))
+
+
 @settings(max_examples=60)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 4), st.sampled_from(["relu", "tanh", "abs", "gelu", "sin", "group_sort"]))
 def test_accepted_bounds_hold_on_random_pairs(seed, depth, op):

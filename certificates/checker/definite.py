@@ -18,9 +18,11 @@ from flint import arb, arb_mat, ctx
 
 from lipctrl.certificates.checker.intervals import UNIT, Array, UnsafeArithmetic, gamma, require_ieee
 
-RANGE = 2.0**200  #: numbers that enter a proof are 0 or of magnitude within [1/RANGE, RANGE]: products of five stay normal
+RANGE = 2.0**200  #: numbers that enter a proof are 0 or of magnitude within [1/RANGE, RANGE]
+LEAST_MONOMIAL = 2.0**-960  #: monomials stay normal numbers
 MAX_COUNT = 2**20  #: roundings on the way to one entry
 MAX_ORDER = 4096  #: rows of a matrix that is judged in float64
+MAX_NORM_ORDER = 2048  #: smaller side of a weight whose norm is sought, or its columns where they are scaled
 MAX_BALL_ORDER = 300  #: rows of a matrix that is judged in balls
 BALL_PRECISION = 128  #: bits; set ``ctx.workprec`` to it while a matrix of balls is computed
 
@@ -35,47 +37,57 @@ class Counted:
 
     Every monomial of an entry has gone through at most ``count`` roundings, and ``magnitude`` is the computed sum of the
     absolute values of its monomials, so ``|value - exact| <= gamma(count) * exact magnitude`` for any order of summation,
-    fused or not. Operands broadcast as NumPy arrays do.
+    fused or not. ``least`` bounds the absolute value of every monomial that is not zero from below, against underflow.
+    Operands broadcast as NumPy arrays do.
     """
 
     value: Array
     magnitude: Array
     count: int
+    least: float
 
     def __add__(self, other: Counted) -> Counted:
-        return Counted(self.value + other.value, self.magnitude + other.magnitude, max(self.count, other.count) + 1)
+        return self._sum(other, self.value + other.value)
 
     def __sub__(self, other: Counted) -> Counted:
-        return Counted(self.value - other.value, self.magnitude + other.magnitude, max(self.count, other.count) + 1)
+        return self._sum(other, self.value - other.value)
+
+    def _sum(self, other: Counted, value: Array) -> Counted:
+        magnitude, count = self.magnitude + other.magnitude, max(self.count, other.count) + 1
+        return Counted(value, magnitude, count, min(self.least, other.least))
 
     def __mul__(self, other: Counted) -> Counted:
-        return Counted(self.value * other.value, self.magnitude * other.magnitude, self.count + other.count + 1)
+        count = self.count + other.count + 1
+        return Counted(self.value * other.value, self.magnitude * other.magnitude, count, self.least * other.least)
 
     def __matmul__(self, other: Counted) -> Counted:
         count = self.count + other.count + self.value.shape[-1]
-        return Counted(self.value @ other.value, self.magnitude @ other.magnitude, count)
+        return Counted(self.value @ other.value, self.magnitude @ other.magnitude, count, self.least * other.least)
 
     def __truediv__(self, other: Counted) -> Counted:
         """Division by exact floats that are not zero."""
         if other.count:
             raise TypeError("a Counted array is divided by exact floats only")
-        return Counted(self.value / other.value, self.magnitude / other.magnitude, self.count + 1)
+        least = self.least / float(other.magnitude.max(initial=1.0))
+        return Counted(self.value / other.value, self.magnitude / other.magnitude, self.count + 1, least)
 
     def __neg__(self) -> Counted:
-        return Counted(-self.value, self.magnitude, self.count)
+        return Counted(-self.value, self.magnitude, self.count, self.least)
 
     def __getitem__(self, index: Any) -> Counted:
-        return Counted(self.value[index], self.magnitude[index], self.count)
+        return Counted(self.value[index], self.magnitude[index], self.count, self.least)
 
     @property
     def T(self) -> Counted:
         """The transpose."""
-        return Counted(self.value.T, self.magnitude.T, self.count)
+        return Counted(self.value.T, self.magnitude.T, self.count, self.least)
 
     def radius(self) -> Array:
-        """R with ``|value - exact| <= R``, entry by entry. Raises OutOfRange where the count is too large for the formula."""
+        """R with ``|value - exact| <= R``, entry by entry. Raises OutOfRange where the formula does not apply."""
         if self.count >= MAX_COUNT:
             raise OutOfRange(f"{self.count} roundings for one entry, at most {MAX_COUNT} are allowed")
+        if not self.least >= LEAST_MONOMIAL:
+            raise OutOfRange("a product of numbers may underflow")
         # count*u/(1 - 2*count*u) covers the rounding of the magnitude too; the extra 8 covers this product.
         return (self.count + 8) * UNIT * self.magnitude
 
@@ -86,7 +98,7 @@ def exact(values: Array) -> Counted:
     magnitude = np.abs(values)
     if not bool(np.all((magnitude == 0) | ((magnitude >= 1 / RANGE) & (magnitude <= RANGE)))):
         raise OutOfRange("a number is not finite, or its magnitude is outside 2^-200..2^200")
-    return Counted(values, magnitude, 0)
+    return Counted(values, magnitude, 0, float(magnitude[magnitude > 0].min(initial=RANGE)))
 
 
 def balls(values: Array) -> Array:
@@ -108,7 +120,7 @@ def symmetric(blocks: Mapping[tuple[int, int], Any], sizes: list[int]) -> Any:
         return _assemble(blocks, sizes, object)
     value = _assemble({k: b.value for k, b in blocks.items()}, sizes, np.float64)
     magnitude = _assemble({k: b.magnitude for k, b in blocks.items()}, sizes, np.float64)
-    return Counted(value, magnitude, max(b.count for b in blocks.values()))
+    return Counted(value, magnitude, max(b.count for b in blocks.values()), min(b.least for b in blocks.values()))
 
 
 def _assemble(blocks: Mapping[tuple[int, int], Array], sizes: list[int], dtype: Any) -> Array:
@@ -245,6 +257,8 @@ def norm_upper_bound(weight: Array, input_scale: Array | None = None, output_sca
         return 0.0
     if input_scale is None and scaled.value.shape[0] < scaled.value.shape[1]:
         scaled = scaled.T
+    if scaled.value.shape[1] > MAX_NORM_ORDER:
+        raise OutOfRange(f"norm of a matrix {weight.shape}, at most {MAX_NORM_ORDER} columns are allowed")
     columns = np.ones(scaled.value.shape[1]) if input_scale is None else np.asarray(input_scale, dtype=np.float64)
     gram = scaled.T @ scaled
     diagonal = exact(np.diag(columns))

@@ -26,6 +26,7 @@ from lipctrl.certificates.checker.bundle import Certificate, fields, floats, num
 from lipctrl.certificates.checker.chain import Chain, Hidden, enclose, read_chain
 from lipctrl.certificates.checker.definite import (
     BALL_PRECISION,
+    MAX_ORDER,
     OutOfRange,
     balls,
     exact,
@@ -73,22 +74,26 @@ def prove_lipschitz(graph: Graph, claim: Mapping[str, Any], evidence: Mapping[st
     bound = float(floats([table["bound"]], 1, "bound")[0])
     try:
         require_ieee_products(256)  # before any weight is read: a mode that flushes subnormals changes them
-        chain = read_chain(graph)
-        scales = _scale(table["input_scale"], chain.inputs), _scale(table["output_scale"], chain.outputs)
-        scale_in, scale_out = effective_scales(chain, *scales)
-        if evidence.get("method") == "norm-product":
-            fields(evidence, ("method",), "evidence")
-            product = norm_product(chain, scale_in, scale_out)
-            if not bound >= product:
-                raise Rejected(f"the product of norms is {product!r}, which is not at most the bound {bound!r}")
-        elif evidence.get("method") == "multipliers":
-            fields(evidence, ("method", "multipliers"), "evidence")
-            _prove_by_multipliers(chain, scale_in, scale_out, bound, evidence["multipliers"])
-        else:
-            raise Rejected("evidence: expected method 'norm-product' or 'multipliers'")
+        with np.errstate(all="ignore"):  # what overflows or is NaN is refused, in silence
+            _prove(read_chain(graph), table, bound, evidence)
     except (UnsafeArithmetic, OutOfRange) as error:
         raise Rejected(str(error)) from error
     return bound
+
+
+def _prove(chain: Chain, claim: Mapping[str, Any], bound: float, evidence: Mapping[str, Any]) -> None:
+    scales = _scale(claim["input_scale"], chain.inputs), _scale(claim["output_scale"], chain.outputs)
+    scale_in, scale_out = effective_scales(chain, *scales)
+    if evidence.get("method") == "norm-product":
+        fields(evidence, ("method",), "evidence")
+        product = norm_product(chain, scale_in, scale_out)
+        if not bound >= product:
+            raise Rejected(f"the product of norms is {product!r}, which is not at most the bound {bound!r}")
+    elif evidence.get("method") == "multipliers":
+        fields(evidence, ("method", "multipliers"), "evidence")
+        _prove_by_multipliers(chain, scale_in, scale_out, bound, evidence["multipliers"])
+    else:
+        raise Rejected("evidence: expected method 'norm-product' or 'multipliers'")
 
 
 def _scale(values: object, size: int) -> tuple[Fraction, ...]:
@@ -143,6 +148,8 @@ def _prove_by_multipliers(chain: Chain, scale_in: Array, scale_out: Array, rho: 
     multipliers = [floats(values, layer.multipliers, "multipliers") for values, layer in zip(filed, chain.hidden, strict=True)]
     if not all(bool(np.all(values >= 0)) for values in multipliers):
         raise Rejected("a multiplier is negative")
+    if sum(chain.variables) > MAX_ORDER:
+        raise Rejected(f"the matrix has {sum(chain.variables)} rows, at most {MAX_ORDER} are judged")
     if not 0 < rho < math.inf:
         raise Rejected(f"the bound must be positive and finite, got {rho!r}")
     try:
