@@ -80,6 +80,14 @@ def test_paths_that_hold_no_certificate(path):
     assert check(path).status == "rejected"
 
 
+def test_a_rejection_names_what_was_read(tmp_path):
+    verdict = check(write(tmp_path / "a", "astrology", property="luck"))
+    assert (verdict.kind, verdict.property, verdict.arithmetic) == ("astrology", "luck", "real")
+    assert verdict.subject == {"policy": gain([1.0]).digest()}
+    for claim in ({}, {"property": 3}):
+        assert check(write(tmp_path / "a", "astrology", **claim)).property == ""
+
+
 def test_unknown_kinds_are_rejected(tmp_path):
     assert "unknown kind 'astrology'" in check(write(tmp_path / "a", "astrology")).reason
     assert check(write(tmp_path / "b", "os")).status == "rejected"

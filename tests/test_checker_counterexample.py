@@ -72,6 +72,23 @@ def test_leaving_the_box_refutes_even_where_the_level_does_not(tmp_path):
     assert unstable(tmp_path, **loop).level == "falsified"
 
 
+@pytest.mark.parametrize(("state", "low", "high", "is_left"), [(1, -1, 2, 0), (1, -1, "63/32", 1), (-1, -2, 1, 0), (-1, "-63/32", 1, 1)])
+def test_landing_on_the_edge_of_the_box_is_not_leaving_it(tmp_path, state, low, high, is_left):
+    doubling = {"plant": linear_plant([[2]], [[1]]), "policy": gain([0.0])}
+    assert leaves(tmp_path, 100, str(state), low, high, **doubling).level == ("falsified" if is_left else "unknown")
+
+
+def test_deviations_are_from_the_equilibrium(tmp_path):
+    """x+ = x^2 around its fixed point 1: y = x - 1 = 1/2 moves to 5/4, y = -1/2 to -3/4."""
+    plant = _scalar_plant(lambda s, x, u: s("power", x, exponent=2), rest=(1,))
+    loop = {"plant": plant, "policy": gain([0.0])}
+    assert leaves(tmp_path, "25/16", "3/2", -2, 2, **loop).level == "unknown"
+    assert leaves(tmp_path, "99/64", "3/2", -2, 2, **loop).level == "falsified"
+    assert leaves(tmp_path, "9/16", "1/2", -2, 2, **loop).level == "unknown"
+    assert leaves(tmp_path, "35/64", "1/2", -2, 2, **loop).level == "falsified"
+    assert "not in the set" in leaves(tmp_path, "15/64", "1/2", -2, 2, **loop).reason
+
+
 def test_a_hair_beyond_the_fixed_point_is_seen(tmp_path):
     hair = Fraction(1, 10**40)
     rho = str((5 + hair) ** 2)
@@ -90,6 +107,7 @@ def test_a_hair_beyond_the_fixed_point_is_seen(tmp_path):
         {"low": ["-1"], "high": ["1"], "P": [["nan"]], "rho": "1"},
         {"low": ["-1", "-1"], "high": ["1"], "P": [["1"]], "rho": "1"},
         {"low": ["-1"], "high": ["1"], "P": [["1"]], "rho": "1", "volume": "1"},
+        {"low": ["-1"], "high": ["1"], "P": {"0": ["1"]}, "rho": "1"},
         [],
     ],
 )
@@ -204,9 +222,20 @@ def test_claims_of_another_form_are_rejected(tmp_path):
 
 
 def test_large_loops_are_not_differentiated(tmp_path):
-    n = 33
-    eye = [[int(i == j) * 2 for j in range(n)] for i in range(n)]
-    assert "too large" in unstable(tmp_path, linear_plant(eye, [[0]] * n), gain([0.0] * n)).reason
+    def doubling(n):
+        return linear_plant([[2 * (i == j) for j in range(n)] for i in range(n)], [[0]] * n)
+
+    assert "too large" in unstable(tmp_path, doubling(33), gain([0.0] * 33)).reason
+    s = Sketch()
+    wide = s("select", s.input("observation", 4), indices=(0, 1, 2, 3) * 2_500)
+    for _ in range(80):
+        wide = s("sin", wide)
+    assert "too large" in unstable(tmp_path, doubling(4), s.graph(action=s("select", wide, indices=(0,)))).reason
+    s = Sketch()
+    wide = s.affine(s.affine(s.input("observation", 4), np.zeros((1000, 4))), np.zeros((1000, 1000)))
+    for _ in range(25):
+        wide = s("affine", wide, weight="t1", bias=None)
+    assert "too large" in unstable(tmp_path, doubling(4), s.graph(action=s("select", wide, indices=(0,)))).reason
 
 
 def test_slopes_of_smooth_operations_agree_with_difference_quotients():

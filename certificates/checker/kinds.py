@@ -19,6 +19,7 @@ KINDS = {
 }  #: modules whose ``verify(certificate)`` returns a Verdict or raises Rejected; the closed list
 
 MAX_CHAIN = 3  #: certificates that rest on certificates that rest on ...
+MAX_BESIDE = 32  #: folders beside a certificate that are searched for those it rests on
 PLANT_DIGESTS = Path(__file__).with_name("plant_digests.json")
 
 Source = str | os.PathLike[str]
@@ -89,7 +90,7 @@ def _beside(source: Source | Certificate) -> list[Path]:
         return []
     path = Path(source)
     folder = (path.parent if path.name == CERTIFICATE else path).resolve()
-    return sorted(entry for entry in folder.parent.iterdir() if entry != folder and (entry / CERTIFICATE).is_file())[:32]
+    return sorted(entry for entry in folder.parent.iterdir() if (entry / CERTIFICATE).is_file())[:MAX_BESIDE]
 
 
 def _weakened(verdict: Verdict, supports: Sequence[Verdict]) -> Verdict:
