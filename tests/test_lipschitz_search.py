@@ -13,7 +13,7 @@ from lipctrl.certificates.checker.bundle import read_certificate
 from lipctrl.certificates.checker.chain import read_chain
 from lipctrl.certificates.checker.graph import Graph, Node
 from lipctrl.certificates.checker.kinds import check
-from lipctrl.certificates.lipschitz import certify_lipschitz, slope_between
+from lipctrl.certificates.lipschitz import certify_lipschitz, rounded_down, slope_between
 from lipctrl.certificates.lipschitz.newton import least_square, solve, start
 from lipctrl.certificates.lipschitz.patterns import pattern_floor
 from lipctrl.certificates.lipschitz.system import build_system
@@ -259,6 +259,12 @@ def test_records_are_no_truth_values_and_are_written_as_certificates(tmp_path):
     folder = result.write(tmp_path / "bound", provenance={"seed": 0})
     assert check(folder).numbers["lipschitz"] == result.upper.value
     assert read_certificate(folder).digests == {"policy": result.graph.digest()}
+
+
+@pytest.mark.parametrize(("value", "text"), [(1.5, "1.5"), (0.99999999, "0.999999"), (123456.7, "123456"), (0, "0"), (1e-9, "0.000000001")])
+def test_printed_lower_bounds_are_rounded_down(value, text):
+    assert rounded_down(value) == text
+    assert F(text) <= F(value)
 
 
 def test_equal_seeds_give_equal_results():

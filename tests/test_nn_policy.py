@@ -66,7 +66,7 @@ def test_scales_are_counted(seed, pair):
     made = policy(pair, 4.0, seed=seed, **scales)
     bound = made.lipschitz()
     assert slopes(made, seed).max() <= bound <= 4.0
-    tighter = certify_lipschitz(made.graph(), witness=False).upper.value
+    tighter = certify_lipschitz(made, witness=False).upper.value
     assert slopes(made, seed).max() <= tighter <= bound * (1 + 1e-12)
 
 
@@ -215,6 +215,7 @@ def test_one_materialisation_for_forward_with_equilibrium(monkeypatch):
         ({"equilibrium_observation": [1, 2]}, "equilibrium_observation has 2 numbers"),
         ({"observation_mean": float("nan")}, "observation_mean is nan, expected a finite number"),
         ({"lipschitz": -1.0}, "lipschitz is -1.0, expected a positive number"),
+        ({"lipschitz": float("inf")}, "lipschitz is inf, expected a positive number"),
     ],
 )
 def test_wrong_arguments_are_named(changes, message):

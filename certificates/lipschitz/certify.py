@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, Protocol
@@ -30,10 +30,10 @@ Vector = tuple[Fraction, ...]
 
 
 class HasGraph(Protocol):
-    """Anything with a ``graph``, such as a policy."""
+    """Anything with a ``graph``, such as a policy: the Graph, or a function that makes it."""
 
     @property
-    def graph(self) -> Graph:
+    def graph(self) -> Graph | Callable[[], Graph]:
         """The network."""
         ...
 
@@ -87,7 +87,8 @@ def certify_lipschitz(
     """
     if norm != "l2":
         raise InputError(f"norm is {norm!r}, expected 'l2'")
-    problem = _problem(network if isinstance(network, Graph) else network.graph, input_scale, output_scale)
+    given = network if isinstance(network, Graph) else network.graph
+    problem = _problem(given if isinstance(given, Graph) else given(), input_scale, output_scale)
     floor = pattern_floor(problem.chain, problem.scale_in, problem.scale_out, seed=seed)
     upper = _upper_bound(problem, multipliers, tolerance, floor, progress)
     progress(0.9, f"upper bound {upper.value:.6g}, looking for a witness", upper)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from decimal import ROUND_FLOOR, Decimal
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, NoReturn
@@ -15,6 +16,15 @@ from lipctrl.certificates.checker.kinds import check
 from lipctrl.certificates.checker.verdict import Verdict
 from lipctrl.certificates.checker.verifiers.lipschitz_bound import KIND
 from lipctrl.certificates.checker.writing import certificate_bytes, write_certificate
+
+
+def rounded_down(value: float, digits: int = 6) -> str:
+    """A decimal text of at most ``value`` >= 0 with this many significant digits: how lower bounds are printed."""
+    if value == 0:
+        return "0"
+    exact = Decimal(value)
+    step = Decimal(1).scaleb(exact.adjusted() - digits + 1)
+    return f"{exact.quantize(step, rounding=ROUND_FLOOR).normalize():f}"
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
@@ -230,7 +231,7 @@ def lipschitz_policy(
     raw observation. With them its own bound is ``lipschitz`` * min(observation_scale) / max(action_scale), rounded down.
     """
     n_out = len(rationals(action_low, None, "action_low"))
-    if not lipschitz > 0:
+    if not 0 < lipschitz < math.inf:
         raise InputError(f"lipschitz is {lipschitz!r}, expected a positive number")
     scale_in = _positive(scales.get("observation_scale", 1), observation_size, "observation_scale")
     scale_out = _positive(scales.get("action_scale", 1), n_out, "action_scale")
