@@ -133,6 +133,47 @@ def test_counted_roundings_bound_the_error(seed):
         assert all(t.contains(arb(fmpq(y.numerator, y.denominator))) for t, y in zip(enclosures, truth.ravel(), strict=True))
 
 
+def test_roundings_and_least_monomials_are_counted():
+    """One rounding for each operation, one for each term of a product; sums take the larger count and the lesser monomial."""
+    a, b = exact(np.array([[2.0, -0.5, 0.0]])), exact(np.array([[4.0], [8.0], [0.25]]))
+    row = exact(np.array([3.0, 5.0, 7.0]))
+    expected = [
+        (a, 0, 0.5),
+        (b, 0, 0.25),
+        (exact(np.zeros(2)), 0, 2.0**200),
+        (-a, 0, 0.5),
+        (a.T, 0, 0.5),
+        (a[0], 0, 0.5),
+        (a + row, 1, 0.5),
+        (row - a, 1, 0.5),
+        (a * row, 1, 1.5),
+        (a * row * row, 2, 4.5),
+        (row * (a * row), 2, 4.5),
+        (row * (a * row) + a, 3, 0.5),
+        (a - row * (a * row), 3, 0.5),
+        (a @ b, 3, 0.125),
+        ((a * row) @ b, 4, 0.375),
+        (a @ (b * b), 4, 0.03125),
+        ((a * row) @ (b * b), 5, 0.09375),
+        (a / row, 1, 0.5 / 7),
+        ((a * row) / row, 2, 1.5 / 7),
+        (symmetric({(0, 0): exact(np.eye(1)), (1, 0): b @ a[:, :1], (1, 1): exact(2.0**-9 * np.eye(3))}, [1, 3]), 1, 2.0**-9),
+        (symmetric({(0, 0): exact(np.eye(1)) * exact(np.ones(1)), (1, 1): exact(2.0**9 * np.eye(3))}, [1, 3]), 1, 1.0),
+    ]
+    for counted, count, least in expected:
+        assert (counted.count, counted.least) == (count, pytest.approx(least, rel=1e-15))
+    assert np.array_equal((a - row).magnitude, [[5, 5.5, 7]]) and np.array_equal((a @ b).magnitude, [[12]])
+    product = a @ b
+    assert np.array_equal(product.radius(), (3 + 8) * 2.0**-53 * product.magnitude)
+
+
+def test_counts_that_are_too_large_are_refused():
+    one = Counted(np.ones(1), np.ones(1), 2**20 - 1, 1.0)
+    assert one.radius() > 0
+    with pytest.raises(OutOfRange, match="roundings"):
+        (one + one).radius()
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf, 2.0**201, 2.0**-201, 5e-324])
 def test_numbers_out_of_range_are_refused(value):
     with pytest.raises(OutOfRange):
