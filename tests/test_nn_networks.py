@@ -143,6 +143,31 @@ def test_multipliers_of_tanh_networks_follow_their_scales():
     assert policy.lipschitz() == 3.0
 
 
+@pytest.mark.parametrize(
+    ("pair", "depth", "gain"),
+    [
+        (("sandwich", "relu"), 2, 0.355),
+        (("sandwich", "relu"), 4, 0.132),
+        (("cayley", "relu"), 2, 0.405),
+        (("cayley", "maxmin"), 2, 0.703),
+        (("cayley", "maxmin"), 8, 0.690),
+    ],
+)
+def test_initial_gains(pair, depth, gain):
+    """Oracle 13: the mean norm of the Jacobian at the start, biases 0; orthogonal MaxMin layers keep it at any depth."""
+    norms = []
+    for seed in range(3):
+        net = LipschitzMLP(17, (64,) * depth, 6, 1.0, *pair, generator=generator(seed)).double()
+        with torch.no_grad():
+            for bias in net.hidden_bias:
+                bias.zero_()
+        x = torch.randn(20, 17, dtype=torch.float64, generator=generator(seed + 9), requires_grad=True)
+        with net.materialised():
+            rows = [torch.autograd.grad(net(x)[:, k].sum(), x, retain_graph=True)[0] for k in range(6)]
+        norms.append(torch.linalg.matrix_norm(torch.stack(rows, dim=1), 2).mean().item())
+    assert np.mean(norms) == pytest.approx(gain, rel=0.2)
+
+
 # --- materialising ------------------------------------------------------------------------------------------------------
 
 
