@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -33,8 +34,12 @@ class MidpointEnvelope:
         self._slope = self.lipschitz / math.sqrt(self._actions.shape[1])
 
     def predict(
-        self, observation: ArrayLike, state: object = None, episode_start: object = None, deterministic: bool = True
-    ) -> tuple[NDArray[np.float64], object]:
+        self,
+        observation: Any,
+        state: tuple[np.ndarray, ...] | None = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = True,
+    ) -> tuple[NDArray[np.float64], tuple[np.ndarray, ...] | None]:
         """Actions (..., m) for observations (..., n); ``state`` comes back as it is."""
         x = np.asarray(observation, dtype=np.float64)
         flat = x.reshape(-1, self._observations.shape[1])

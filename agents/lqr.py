@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from gymnasium.envs.mujoco import MujocoEnv
 from numpy.typing import ArrayLike, NDArray
 
 from lipctrl.agents.interface import Environment, box_of
@@ -61,6 +60,8 @@ class LQRExpert:
         The whole environment step, frame skip included, is linearised by central differences; weights default to identities.
         The environment's state is changed. Raises InputError for other environments.
         """
+        from gymnasium.envs.mujoco import MujocoEnv  # slow to import
+
         if not isinstance(env.unwrapped, MujocoEnv):
             name = env.spec.id if env.spec is not None else type(env.unwrapped).__name__
             raise InputError(f"the environment {name} has neither a plant's equations nor a MuJoCo model, expected one of them for LQR")

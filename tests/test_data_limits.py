@@ -9,11 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from lipctrl.agents.energy import EnergyExpert
 from lipctrl.agents.envelope import MidpointEnvelope
 from lipctrl.agents.limits import data_limits, error_floor, interpolation_constant, smallest_lipschitz, squared_error_floor
+from lipctrl.agents.lqr import LQRExpert
 from lipctrl.agents.stabilisation import plant_stabilisation_floor, stabilisation_floor
+from lipctrl.core.controller import Controller
 from lipctrl.core.errors import InputError
-from lipctrl.envs import make_plant, shipped_plants
+from lipctrl.envs import make_plant, rollout, shipped_plants
 
 X, U = np.array([[0.0], [1.0]]), np.array([[0.0], [10.0]])
 
@@ -174,9 +177,30 @@ def test_no_smaller_gain_stabilises(seed):
 
 @pytest.mark.parametrize("name", shipped_plants())
 def test_every_plant_gets_an_answer_that_its_lqr_respects(name):
-    from lipctrl.agents.lqr import LQRExpert
-
     plant = make_plant(name)
     floor = plant_stabilisation_floor(plant)
     if floor.lipschitz is not None:
         assert np.linalg.norm(LQRExpert.of_plant(plant).gain, 2) >= floor.lipschitz
+
+
+# --- the envelope as a policy -----------------------------------------------------------------------------------------
+
+
+def test_the_envelope_of_the_energy_expert_swings_up_at_ten_and_not_at_six():
+    plant = make_plant("gym-pendulum")
+    expert = EnergyExpert(plant)
+    angle, speed = np.meshgrid(-np.pi + 2 * np.pi * np.arange(120) / 120, np.linspace(-8, 8, 81), indexing="ij")
+    observations = plant.observation_of(np.stack([angle.ravel(), speed.ravel()], -1))
+    labels = expert.predict(observations)[0]
+    starts = np.random.default_rng(0).uniform([-np.pi, -1], [np.pi, 1], (40, 2))
+    six, ten = (rollout(plant, MidpointEnvelope(observations, labels, slope), starts).returns.mean() for slope in (6.0, 10.0))
+    assert six < -600 and ten > -190
+
+
+def test_the_envelope_is_a_controller():
+    envelope = MidpointEnvelope(np.zeros((1, 3)), np.array([[1.0, -1.0]]), 2.0)
+    assert isinstance(envelope, Controller)
+    memory = (np.ones(2),)
+    action, same = envelope.predict(np.zeros((4, 5, 3)), state=memory)
+    assert action.shape == (4, 5, 2) and same is memory
+    assert envelope.predict(np.ones(3))[0].tolist() == [1.0, -1.0]

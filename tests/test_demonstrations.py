@@ -4,6 +4,8 @@ import contextlib
 import dataclasses
 import json
 import shutil
+import subprocess
+import sys
 from fractions import Fraction
 
 import gymnasium
@@ -138,6 +140,20 @@ def test_bad_requests_name_the_value(env):
         collect(env, Broken(), 1)
     with pytest.raises(InputError, match="expected a box of floating-point vectors"):
         Interface.of(gymnasium.make("CartPole-v1"))
+
+
+def test_collecting_and_saving_import_neither_torch_nor_solvers(tmp_path):
+    script = f"""
+import gymnasium, sys
+import lipctrl.envs
+from lipctrl.agents import Demonstrations, collect, make_expert
+env = gymnasium.make("lipctrl/Pendulum-v0", max_episode_steps=3)
+collect(env, make_expert("lqr", env), 2).save({str(tmp_path / "demos-v0")!r})
+Demonstrations.load({str(tmp_path / "demos-v0")!r}, env)
+print(sorted({{"torch", "cvxpy", "mujoco", "minari", "matplotlib", "stable_baselines3"}} & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 # --- on disk ----------------------------------------------------------------------------------------------------------

@@ -65,7 +65,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lipschitz", type=float, default=10.0, help="bound in N m per observation unit")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="training seeds")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--steps", type=int, default=3000, help="gradient steps per round")
     parser.add_argument("--validate", action="store_true", help="use the validation seeds 5000 to 5299 instead")
     parser.add_argument("--out", type=Path, help="write the results there, as JSON")
