@@ -149,8 +149,8 @@ def affine(x: Interval, weight: Array, bias: Array | None) -> Interval:
 
 
 def integer_power(x: Interval, exponent: int) -> Interval:
-    """Enclose ``x**exponent`` by repeated products; even powers are not negative."""
-    result = point(np.ones_like(x.low))
+    """Enclose ``x**exponent`` by repeated products; even powers are not negative. NaN to the power 0 is NaN: nothing had a value."""
+    result = point(np.where(np.isnan(x.low) | np.isnan(x.high), np.nan, 1.0))
     for _ in range(exponent):
         result = result * x
     if exponent % 2 == 0 and exponent:
