@@ -6,19 +6,19 @@ carry an error bound gamma(d) T, where T adds the absolute values of every term 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 
 import numpy as np
 
 from lipctrl.certificates.checker import intervals as iv
 from lipctrl.certificates.checker.bundle import PlantSubject
-from lipctrl.certificates.checker.enclosure import Enclosed, EnclosureAlgebra, seeds
+from lipctrl.certificates.checker.enclosure import Enclosed, EnclosureAlgebra, Remembered, seeds
 from lipctrl.certificates.checker.graph import Graph, evaluate
 from lipctrl.certificates.checker.intervals import Array, Interval
 from lipctrl.certificates.checker.rounding import float32_error
 
-TINY = 2.0**-960  #: exceeds what underflow can lose in one formula below
+TINY = 2.0**-820  #: exceeds what underflow can lose in one formula below whose other factors are at most 1
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,7 @@ class Loop:
     policy: Graph
     arithmetic: str = "real"
     activation_ulp: int | None = None
+    remembered: Remembered = field(default_factory=Remembered, repr=False, compare=False)
 
     @property
     def dimension(self) -> int:
@@ -40,14 +41,15 @@ class Loop:
         plant, n, batch = self.plant, self.dimension, len(low)
         rest = iv.from_fractions(plant.equilibrium_state)
         half = radius.T[:, :, None]
-        algebra = EnclosureAlgebra(half)
+        algebra = EnclosureAlgebra(half, self.remembered)
         state = seeds(rest + iv.point(centre), rest + Interval(low, high), 0, n)
         observation = evaluate(plant.observe, {"state": state}, algebra)["observation"]
         action: Enclosed = evaluate(self.policy, {"observation": observation}, algebra)["action"]
         if self.arithmetic == "float32":
-            error = np.broadcast_to(float32_error(self.policy, observation, half, self.activation_ulp), (batch, len(plant.action)))
+            error = float32_error(self.policy, observation, half, self.activation_ulp, self.remembered)
+            error = np.broadcast_to(error, (batch, len(plant.action)))
             half = np.concatenate([half, error.T[:, :, None]])
-            algebra = EnclosureAlgebra(half)
+            algebra = EnclosureAlgebra(half, self.remembered)
             state, action = _widened(state, len(half)), _disturbed(action, error, n, len(half))
         after: Enclosed = evaluate(plant.dynamics, {"state": state, "action": action}, algebra)["next_state"]
         shape, slope = (batch, n), after.slope
@@ -99,9 +101,13 @@ class Step:
         """True where y+ surely lies in the box [low, high]."""
         return np.asarray(((self.value.low >= low) & (self.value.high <= high)).all(-1))
 
-    def _roundings(self) -> float:
+    def _lost(self, size: Array) -> Array:
+        """What rounding can take from a formula whose terms add up to ``size``: gamma(d) T, and products below float64's range.
+
+        At most two radii and one of the sizes in T are still multiplied to such a product.
+        """
         n, k = self.slope.shape[1:]
-        return iv.gamma(8 * n + 6 * k + 100)
+        return np.asarray(1.1 * iv.gamma(8 * n + 6 * k + 100) * size + TINY * (1 + self.radius.sum(-1)) ** 2)
 
     def _parts(self, P: Array) -> tuple[Array, Array, Array, Array]:
         """S^T P a, P a, P S and the radius e of a + S h that S h + a does not explain."""
@@ -140,7 +146,7 @@ class Step:
         loss = 2 * (np.abs(linear) * self.radius).sum(-1) + (self.radius * (absolute @ self.radius[..., None])[..., 0]).sum(-1)
         own = np.abs(self.centre) + self.radius[:, :n]
         size = (own * (own @ np.abs(P))).sum(-1) + self._size(P, error)
-        return np.asarray(constant - loss - self._spread(P, toward, sensitivity, error) - 1.1 * self._roundings() * size - TINY)
+        return np.asarray(constant - loss - self._spread(P, toward, sensitivity, error) - self._lost(size))
 
     def highest(self, P: Array) -> Array:
         """An upper bound of V(y+) over each cell."""
@@ -148,7 +154,7 @@ class Step:
         form = np.abs(self.slope.transpose(0, 2, 1) @ sensitivity)
         value = (self.centre_value * toward).sum(-1) + 2 * (np.abs(linear) * self.radius).sum(-1)
         value = value + (self.radius * (form @ self.radius[..., None])[..., 0]).sum(-1) + self._spread(P, toward, sensitivity, error)
-        return np.asarray(value + 1.1 * self._roundings() * self._size(P, error) + TINY)
+        return np.asarray(value + self._lost(self._size(P, error)))
 
 
 def level_range(P: Array, centre: Array, radius: Array) -> tuple[Array, Array]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any, TypeVar
 
 import numpy as np
 from flint import arb
@@ -49,11 +50,30 @@ def value_at_point(graph: Graph, at: tuple[Fraction, ...]) -> Interval:
     return iv.from_balls(evaluate_balls(graph, {name: balls})[output])
 
 
+T = TypeVar("T")
+
+
+class Remembered:
+    """What depends on the constants of graphs alone, computed once for all batches."""
+
+    def __init__(self) -> None:
+        self._results: dict[tuple[object, ...], tuple[object, Any]] = {}
+
+    def __call__(self, function: Callable[..., T], *constants: object) -> T:
+        """``function(*constants)``; the constants are kept, so that no other object can take over their ``id``."""
+        key = (function, *map(id, constants))
+        if key not in self._results:
+            self._results[key] = constants, function(*constants)
+        result: T = self._results[key][1]
+        return result
+
+
 class EnclosureAlgebra:
     """Evaluate a graph on :class:`Enclosed` values. ``radius`` (k, B, 1): half-widths of the seed coordinates."""
 
-    def __init__(self, radius: Array) -> None:
+    def __init__(self, radius: Array, remembered: Remembered | None = None) -> None:
         self._radius = radius
+        self._remembered = remembered or Remembered()
 
     def _tightened(self, value: Interval, centre: Interval, slope: Interval | None) -> Enclosed:
         if slope is None:
@@ -71,7 +91,7 @@ class EnclosureAlgebra:
         return self._tightened(function(x.value), function(x.centre), slope)
 
     def constant(self, values: tuple[Fraction, ...]) -> Enclosed:
-        value = iv.from_fractions(values)
+        value = self._remembered(iv.from_fractions, values)
         value = Interval(value.low[None], value.high[None])
         return Enclosed(value, value, None)
 
@@ -186,7 +206,7 @@ class EnclosureAlgebra:
         return self._scalar(x, function, quotients)
 
     def clip(self, x: Enclosed, low: tuple[Fraction, ...], high: tuple[Fraction, ...]) -> Enclosed:
-        a, b = iv.from_fractions(low), iv.from_fractions(high)
+        a, b = self._remembered(iv.from_fractions, low), self._remembered(iv.from_fractions, high)
 
         def quotients() -> Interval:
             inside = (x.value.low >= a.high) & (x.value.high <= b.low)
@@ -246,7 +266,7 @@ class EnclosureAlgebra:
     def recentre(self, x: Enclosed, graph: Graph, point: tuple[Fraction, ...], offset: Array) -> Enclosed:
         (name,), (output,) = graph.input_sizes, graph.outputs
         inner: Enclosed = evaluate(graph, {name: x}, self)[output]
-        there = value_at_point(graph, point)
+        there = self._remembered(value_at_point, graph, point)
         return self._tightened(inner.value - there, inner.centre - there, inner.slope)
 
 

@@ -15,7 +15,7 @@ from typing import NoReturn
 import numpy as np
 
 from lipctrl.certificates.checker import intervals as iv
-from lipctrl.certificates.checker.enclosure import Enclosed, EnclosureAlgebra, value_at_point
+from lipctrl.certificates.checker.enclosure import Enclosed, EnclosureAlgebra, Remembered, value_at_point
 from lipctrl.certificates.checker.graph import Graph, GraphError, evaluate
 from lipctrl.certificates.checker.intervals import Array
 
@@ -33,7 +33,7 @@ class Rounded:
     error: Array
 
 
-def float32_error(graph: Graph, operand: Enclosed, radius: Array, ulp: int | None) -> Array:
+def float32_error(graph: Graph, operand: Enclosed, radius: Array, ulp: int | None, remembered: Remembered | None = None) -> Array:
     """Bound |float32 value - real value| of a one-input one-output graph over boxes; the operand is real and cast first.
 
     Raises GraphError for an operation whose float32 accuracy is not known (or not assumed: ``ulp`` is ``None``).
@@ -42,7 +42,7 @@ def float32_error(graph: Graph, operand: Enclosed, radius: Array, ulp: int | Non
     (name,), (output,) = graph.input_sizes, graph.outputs
     size = operand.value.magnitude
     start = Rounded(operand, _checked(size, (U32 * size + 2 * ETA) * _UP))
-    result: Rounded = evaluate(graph, {name: start}, RoundingAlgebra(radius, ulp))[output]
+    result: Rounded = evaluate(graph, {name: start}, RoundingAlgebra(radius, ulp, remembered))[output]
     return result.error
 
 
@@ -50,11 +50,20 @@ def _checked(size: Array, error: Array) -> Array:
     return np.where(size + error < _LARGEST, error, np.nan)
 
 
+def _cast_errors(values: tuple[Fraction, ...]) -> Array:
+    return np.array([0.0 if Fraction(float(np.float32(float(v)))) == v else abs(float(v)) * 2 * U32 + ETA for v in values])
+
+
+def _largest_ends(low: tuple[Fraction, ...], high: tuple[Fraction, ...]) -> Array:
+    return np.array([max(abs(float(a)), abs(float(b))) for a, b in zip(low, high, strict=True)])
+
+
 class RoundingAlgebra:
     """The operations of a deployed policy on :class:`Rounded` values."""
 
-    def __init__(self, radius: Array, ulp: int | None) -> None:
-        self._real = EnclosureAlgebra(radius)
+    def __init__(self, radius: Array, ulp: int | None, remembered: Remembered | None = None) -> None:
+        self._remembered = remembered or Remembered()
+        self._real = EnclosureAlgebra(radius, self._remembered)
         self._ulp = ulp
 
     def __getattr__(self, operation: str) -> NoReturn:
@@ -67,7 +76,7 @@ class RoundingAlgebra:
 
     def constant(self, values: tuple[Fraction, ...]) -> Rounded:
         exact = self._real.constant(values)
-        cast = np.array([[0.0 if Fraction(float(np.float32(float(v)))) == v else abs(float(v)) * 2 * U32 + ETA for v in values]])
+        cast = self._remembered(_cast_errors, values)[None]
         return Rounded(exact, _checked(exact.value.magnitude, cast))
 
     def neg(self, x: Rounded) -> Rounded:
@@ -107,7 +116,7 @@ class RoundingAlgebra:
         return self._rounded(self._real.leaky_relu(x.exact, slope), error)
 
     def clip(self, x: Rounded, low: tuple[Fraction, ...], high: tuple[Fraction, ...]) -> Rounded:
-        ends = np.array([max(abs(float(a)), abs(float(b))) for a, b in zip(low, high, strict=True)])
+        ends = self._remembered(_largest_ends, low, high)
         return Rounded(self._real.clip(x.exact, low, high), _checked(ends, (np.maximum(x.error, 2 * U32 * ends + ETA)) * _UP))
 
     def group_sort(self, x: Rounded, group_size: int) -> Rounded:
@@ -155,5 +164,6 @@ class RoundingAlgebra:
             raise GraphError("a float32 claim needs a float32 offset")
         (name,), (output,) = graph.input_sizes, graph.outputs
         inner: Rounded = evaluate(graph, {name: x}, self)[output]
-        miss = (iv.point(offset.astype(np.float64)) - value_at_point(graph, point)).magnitude
+        there = self._remembered(value_at_point, graph, point)
+        miss = (iv.point(offset.astype(np.float64)) - there).magnitude
         return self._rounded(self._real.recentre(x.exact, graph, point, offset), inner.error + miss)
