@@ -78,6 +78,28 @@ def test_landing_on_the_edge_of_the_box_is_not_leaving_it(tmp_path, state, low, 
     assert leaves(tmp_path, 100, str(state), low, high, **doubling).level == ("falsified" if is_left else "unknown")
 
 
+def test_landing_on_the_level_is_not_leaving_it(tmp_path):
+    doubling = {"plant": linear_plant([[2]], [[1]]), "policy": gain([0.0])}
+    assert leaves(tmp_path, "4", "1", -10, 10, **doubling).level == "unknown"
+    assert leaves(tmp_path, "4", "-1", -1, 10, **doubling).level == "falsified"  # from an edge of the box, which belongs to it
+
+
+def test_every_coordinate_must_start_inside_and_one_must_leave(tmp_path):
+    loop = {"plant": linear_plant([[2, 0], [0, "1/2"]], [[0], [0]]), "policy": gain([0.0, 0.0])}
+    region = {"low": ["-1", "-1"], "high": ["1", "1"], "P": [["1", "0"], ["0", "1"]], "rho": "100"}
+
+    def verdict(*state):
+        return check(counterexample(tmp_path / "c", "forward_invariant", region, evidence={"state": list(state)}, **loop))
+
+    assert verdict("3/4", "1/2").level == "falsified"
+    assert "not shown" in verdict("1/4", "1/2").reason
+    for outside in (("3/4", "2"), ("2", "1/2"), ("3/4", "-2")):
+        assert "not in the set" in verdict(*outside).reason
+    region |= {"P": [["1", "1"], ["0", "1"]], "rho": "3/4"}  # P need not be symmetric: V = x^2 + x y + y^2
+    assert verdict("1/2", "1/2").level == "falsified"
+    assert "not in the set" in verdict("1/2", "9/16").reason
+
+
 def test_deviations_are_from_the_equilibrium(tmp_path):
     """x+ = x^2 around its fixed point 1: y = x - 1 = 1/2 moves to 5/4, y = -1/2 to -3/4."""
     plant = _scalar_plant(lambda s, x, u: s("power", x, exponent=2), rest=(1,))
