@@ -163,6 +163,7 @@ def test_roundings_and_least_monomials_are_counted():
     for counted, count, least in expected:
         assert (counted.count, counted.least) == (count, pytest.approx(least, rel=1e-15))
     assert np.array_equal((a - row).magnitude, [[5, 5.5, 7]]) and np.array_equal((a @ b).magnitude, [[12]])
+    assert np.array_equal((a / row).magnitude, [[2 / 3, 0.5 / 5, 0]]) and np.array_equal((a / row).value, [[2 / 3, -0.5 / 5, 0]])
     product = a @ b
     assert np.array_equal(product.radius(), (3 + 8) * 2.0**-53 * product.magnitude)
 
@@ -222,7 +223,9 @@ def test_balls_decide_what_floats_cannot_hold():
     assert is_definite_in_balls(lifted * arb(2) - balls(np.array([[0, 2.0**-1], [2.0**-1, 0]])))
     assert not is_definite_in_balls(balls(np.array([[2.0**-300, 2.0], [2.0, 2.0**300]])))
     with pytest.raises(OutOfRange):
-        balls(np.array([math.nan]))
+        balls(np.array([math.nan, 1.0]))
+    with pytest.raises(OutOfRange, match="300"):
+        is_definite_in_balls(np.zeros((301, 301)))
 
 
 # --- norms --------------------------------------------------------------------------------------------------------------
@@ -284,14 +287,19 @@ def test_flushed_subnormals_are_noticed():
     assert is_semidefinite_within(np.eye(2), np.zeros((2, 2)))
 
 
-def test_products_that_round_upwards_are_noticed(monkeypatch):
-    """A library whose products round in another direction than the process does."""
+@pytest.mark.skipif(np.finfo(np.longdouble).nmant < 63, reason="needs extended precision to imitate directed rounding")
+@pytest.mark.parametrize("direction", [-np.inf, np.inf])
+def test_products_that_round_in_one_direction_are_noticed(monkeypatch, direction):
+    """A library whose products round otherwise than the process does."""
 
-    class Upwards(np.ndarray):
+    class Directed(np.ndarray):
         def __matmul__(self, other):
-            return np.nextafter(np.asarray(self) @ np.asarray(other), np.inf)
+            exact_product = np.asarray(self, dtype=np.longdouble) @ np.asarray(other, dtype=np.longdouble)
+            near = exact_product.astype(np.float64)
+            wrong = near < exact_product if direction > 0 else near > exact_product
+            return np.where(wrong, np.nextafter(near, direction), near)
 
     zeros = np.zeros
-    monkeypatch.setattr(np, "zeros", lambda *shape, **options: zeros(*shape, **options).view(Upwards))
+    monkeypatch.setattr(np, "zeros", lambda *shape, **options: zeros(*shape, **options).view(Directed))
     with pytest.raises(UnsafeArithmetic, match="products"):
         require_ieee_products(8)
