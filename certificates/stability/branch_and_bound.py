@@ -74,7 +74,8 @@ def branch_and_bound(loop: Loop, claim: Claim, hole: HoleTest, *, deadline: floa
     """Decide every cell of the claim's box as out, ok or hole. Stops at ``deadline`` (``time.monotonic()``) or ``max_cells``."""
     n, tree = loop.dimension, _Tree()
     total = float(np.prod(claim.high - claim.low))
-    counts, decided, cells = dict.fromkeys(LEAVES, 0), 0.0, 0
+    counts: dict[str, int] = dict.fromkeys(LEAVES, 0)
+    decided, cells = 0.0, 0
     nodes, lows, highs = np.zeros(1, np.int64), claim.low[None], claim.high[None]
     while len(nodes):
         if time.monotonic() > deadline or cells > max_cells:
