@@ -61,8 +61,9 @@ class Interface:
         """
         observations, _ = box_of(env.observation_space, "observation")
         low, high = box_of(env.action_space, "action")
-        name = env.spec.id if env.spec is not None else type(env.unwrapped).__name__
         plant = plant_of(env)
+        own_name = type(env.unwrapped).__name__ if plant is None else plant.name
+        name = env.spec.id if env.spec is not None else own_name
         if plant is not None:
             return cls._of_plant(name, plant)
         return cls.unnamed(name, observations.size, low, high, _sampling_time(env))

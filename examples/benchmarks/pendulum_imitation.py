@@ -78,7 +78,8 @@ def main() -> None:
     print("expert", results["expert"], flush=True)
     results["envelope"] = summary(*returns(envelope(expert, arguments.lipschitz), seeds), expert_returns)
     print("envelope", results["envelope"], flush=True)
-    training = TrainingOptions(hidden=(64, 64), steps=arguments.steps, validation_fraction=0.0, patience=0)
+    # Without an exact equilibrium: on the validation seeds that is worth 2 to 3 of return (and costs the proof of stability).
+    training = TrainingOptions(hidden=(64, 64), steps=arguments.steps, validation_fraction=0.0, patience=0, recentre=False)
     for seed in arguments.seeds:
         begin = time.perf_counter()
         options = DaggerOptions(rounds=arguments.rounds, training=training)
