@@ -88,3 +88,35 @@ def test_nothing_has_no_zeroth_power() -> None:
     assert np.isnan(iv.integer_power(iv.Interval(np.array([np.nan, 1.0]), np.array([1.0, np.nan])), 0).low).all()
     plant = scalar_plant(lambda s, x, u: s("mul", s.constant(0), s("power", s("div", s.constant(1), s.constant(0)), exponent=0)))
     assert check(practical(plant, constant_policy(), [-1], [1], [[1]], 1.0, tree=[1 + HOLE])).status == "rejected"
+
+
+# --- volumes and sentences --------------------------------------------------------------------------------------------
+
+
+def test_volumes_of_boxes_with_tiny_and_huge_sides_are_not_rounded_up() -> None:
+    """The first six sides multiply to 0.6 * 2^-1074, which float64 rounds to 2^-1074; the other six bring that back to 1e19."""
+    sides = [0.6 * 2.0**-179, *[2.0**-179] * 5, *[2.0**190] * 6]
+    P = np.diag([2.0**100] * 6 + [2.0**-199] * 6)
+    exact = Fraction(1)
+    for side in sides:
+        exact *= Fraction(side)
+    box = [-side / 2 for side in sides], [side / 2 for side in sides]
+    parts = (resting_plant(12, Fraction(2) ** 195), constant_policy(observations=12), *box, P, 2.0**199)
+    accepted(*parts, tree=[12 + HOLE], volume=str(exact * Fraction(99, 100)))
+    assert check(practical(*parts, tree=[12 + HOLE], volume=str(exact * Fraction(101, 100)))).status == "rejected"
+
+
+def test_printed_numbers_are_rounded_to_the_safe_side() -> None:
+    """The sentence never says more than was proved."""
+    volume, rho = Fraction(1_000_016, 10**6), 0.250099607
+    verdict = accepted(resting_plant(1, 2), constant_policy(), [-0.50001], [0.50001], [[1]], rho, tree=[1 + HOLE], volume=str(volume))
+    words = verdict.claim.replace(",", "").replace("}", "").split()
+    assert Fraction(words[words.index("least") + 1]) <= volume and verdict.numbers["volume"] <= volume
+    assert float(words[words.index("<=") + 1]) == rho and verdict.numbers["decrease_rate"] <= Fraction(1, 1000)
+    assert Fraction(words[-1]) >= Fraction(2) ** 300 and verdict.numbers["ball"] >= 2.0**300
+
+
+def test_negative_volumes_are_refused() -> None:
+    assert (
+        "negative" in check(practical(resting_plant(1, 2), constant_policy(), [-1], [1], [[1]], 4.0, tree=[1 + HOLE], volume="-1")).reason
+    )

@@ -32,14 +32,14 @@ from lipctrl.certificates.checker.cells import Loop, Step, centre_radius, keep_f
 from lipctrl.certificates.checker.exact import Inexact, evaluate_exact
 from lipctrl.certificates.checker.graph import GraphError
 from lipctrl.certificates.checker.intervals import Array
-from lipctrl.certificates.checker.verdict import Rejected, Verdict, verified
+from lipctrl.certificates.checker.verdict import Rejected, Verdict, shown, verified
 
 KIND = "closed-loop-lyapunov-bab"
 MAX_DIMENSION = 12
 MAX_NODES = 4_000_000
 MAX_WORK = 4e12  #: leaves times multiplications of one cell
 BATCH = 2048
-VOLUME_CELLS = 1 << 15  #: splitting for the volume stops at this many crossed cells
+VOLUME_CELLS, VOLUME_ROUNDS = 1 << 15, 100  #: splitting for the volume stops at this many crossed cells, or halvings
 PROPERTIES = {"real": ("exponentially_stable", "practically_stable"), "float32": ("practically_stable",)}
 LEAVES = ("out", "ok", "hole")
 
@@ -107,7 +107,10 @@ def read(certificate: Certificate) -> tuple[Loop, Claim, Mapping[str, Any]]:
         raise Rejected("activation_ulp must be null or an integer from 1 to 1024")
     loop = Loop(certificate.plant, certificate.policy, certificate.arithmetic, ulp)
     _check_policy_fits(loop)
-    return loop, Claim(low, high, P, rho, kappa, number(table["volume"], "volume"), {k: table[k] for k in extra_keys}), evidence
+    volume = number(table["volume"], "volume")
+    if volume < 0:
+        raise Rejected("the claimed volume is negative")
+    return loop, Claim(low, high, P, rho, kappa, volume, {k: table[k] for k in extra_keys}), evidence
 
 
 def _check_policy_fits(loop: Loop) -> None:
@@ -198,7 +201,7 @@ def _check_leaves(code: str, loop: Loop, claim: Claim, low: Array, high: Array) 
 # --- the origin -------------------------------------------------------------------------------------------------------
 
 
-def _origin(loop: Loop, claim: Claim, evidence: Mapping[str, Any], leaves: list[tuple[str, Array, Array]]) -> dict[str, float]:
+def _origin(loop: Loop, claim: Claim, evidence: Mapping[str, Any], leaves: list[tuple[str, Array, Array]]) -> dict[str, Fraction]:
     """Close the hole. Returns the numbers proved on the way."""
     holes = [(low, high) for code, low, high in leaves if code == "hole"]
     if "local_rate" in claim.extra:
@@ -207,7 +210,7 @@ def _origin(loop: Loop, claim: Claim, evidence: Mapping[str, Any], leaves: list[
         for low, high in holes:
             if not ((low >= -hole) & (high <= hole)).all():
                 raise Rejected("a hole leaf reaches outside the hole box")
-        return {"local_rate": float(rate)}
+        return {"local_rate": rate}
     reached = float(floats([claim.extra["reached_level"]], 1, "reached_level")[0])
     ball = number(claim.extra["ball"], "ball")
     if not (0 < reached <= claim.rho and ball > 0):
@@ -218,7 +221,7 @@ def _origin(loop: Loop, claim: Claim, evidence: Mapping[str, Any], leaves: list[
     floor = Fraction(reached) / ball**2
     if not _positive_definite([[P[i][j] - (floor if i == j else 0) for j in range(n)] for i in range(n)]):
         raise Rejected("{V <= reached_level} is not inside the claimed ball")
-    return {"ball": float(iv.up(np.float64(float(ball))))}
+    return {"ball": ball}
 
 
 def check_reached(loop: Loop, claim: Claim, reached: float, low: Array, high: Array) -> None:
@@ -371,52 +374,62 @@ def volume_bound(claim: Claim, leaves: list[tuple[str, Array, Array]]) -> Fracti
     if all(Fraction(claim.rho) * d <= full * Fraction(float(h)) ** 2 for d, h in zip(determinants, half, strict=True)):
         volume = (arb.pi() * arb(claim.rho)) ** (arb(n) / 2) / (arb(n) / 2 + 1).gamma() / _arb(full).sqrt()
         return Fraction(float(iv.from_balls([volume]).low[0]))
-    cells = [(low, high) for code, low, high in leaves if code != "out"]
-    if not cells:
-        return Fraction(0)
-    return _volume_of_cells(claim, np.concatenate([low for low, _ in cells]), np.concatenate([high for _, high in cells]))
+    return _volume_of_cells(claim, [(low, high) for code, low, high in leaves if code != "out"])
 
 
-def _volume_of_cells(claim: Claim, low: Array, high: Array) -> Fraction:
+def _volume_of_cells(claim: Claim, cells: list[tuple[Array, Array]]) -> Fraction:
     """Cells on which V <= rho, after splitting those that V = rho crosses until there are too many of them."""
-    total, n = Fraction(0), len(claim.low)
-    while len(low):
-        centre, radius = centre_radius(low, high)
-        lowest, highest = level_range(claim.P, centre, radius)
-        within, crossed = highest <= claim.rho, (lowest <= claim.rho) & (highest > claim.rho)
-        product = np.prod((high - low)[within] * (1 - 4 * iv.UNIT), axis=1)
-        total += Fraction(float(product.sum() * (1 - iv.gamma(product.size + 4 * n + 16))))
-        low, high = low[crossed], high[crossed]
-        if len(low) > VOLUME_CELLS:
+    total = Fraction(0)
+    for _ in range(VOLUME_ROUNDS):
+        crossed, count = [], 0
+        for low, high in cells:
+            centre, radius = centre_radius(low, high)
+            lowest, highest = level_range(claim.P, centre, radius)
+            within = highest <= claim.rho
+            total += _volume_of_boxes(claim.high - claim.low, high[within] - low[within])
+            rest = (lowest <= claim.rho) & ~within
+            count += int(rest.sum())
+            if count <= VOLUME_CELLS:
+                crossed += _halves(low[rest], high[rest], radius[rest] * np.abs(centre[rest] @ claim.P))
+        if not 0 < count <= VOLUME_CELLS:
             break
-        axis = np.argmax(radius[crossed] * np.abs(centre[crossed] @ claim.P), axis=1)
-        rows = np.arange(len(low))
-        middle = midpoint(low[rows, axis], high[rows, axis])
-        left_high, right_low = high.copy(), low.copy()
-        left_high[rows, axis] = right_low[rows, axis] = middle
-        low, high = np.concatenate([low, right_low]), np.concatenate([left_high, high])
+        cells = [(np.concatenate([low for low, _ in crossed]), np.concatenate([high for _, high in crossed]))]
     return total
 
 
-def _shown_below(value: float) -> str:
-    """Six digits, rounded down."""
-    return f"{value - abs(value) * 1e-6:.6g}"
+def _halves(low: Array, high: Array, cost: Array) -> list[tuple[Array, Array]]:
+    """Both halves of each cell, split along the axis of the greatest cost."""
+    rows, axis = np.arange(len(low)), np.argmax(cost, axis=1)
+    left_high, right_low = high.copy(), low.copy()
+    left_high[rows, axis] = right_low[rows, axis] = midpoint(low[rows, axis], high[rows, axis])
+    return [(low, left_high), (right_low, high)]
 
 
-def _shown_above(value: float) -> str:
-    """Three digits, rounded up."""
-    return f"{value + abs(value) * 1e-2:.3g}"
+def _volume_of_boxes(whole: Array, sides: Array) -> Fraction:
+    """A lower bound of the total volume of boxes. As shares of ``whole`` the sides are at most 1, so underflow stays absolute."""
+    count, n = sides.shape
+    exponents = np.frexp(whole)[1]
+    shares = np.ldexp(sides, -exponents) * (1 - 4 * iv.UNIT)
+    volume = float(np.prod(shares, axis=1).sum() * (1 - iv.gamma(count + 4 * n + 16))) - (n + 1) * count * 2.0**-1070
+    return Fraction(max(volume, 0.0)) * Fraction(2) ** int(exponents.sum())
 
 
-def _verdict(certificate: Certificate, loop: Loop, claim: Claim, proved: dict[str, float]) -> Verdict:
-    volume = float(iv.down(np.float64(float(claim.volume))))
-    where = f"{{y: y'Py <= {claim.rho:.6g}}} within the box, volume at least {_shown_below(volume)},"
-    policy = "the policy's real-valued reading" if loop.arithmetic == "real" else "any float32 evaluation of the policy"
+def _float_below(value: Fraction) -> float:
+    return float(iv.from_fractions((value,)).low[0])
+
+
+def _float_above(value: Fraction) -> float:
+    return float(iv.from_fractions((value,)).high[0])
+
+
+def _verdict(certificate: Certificate, loop: Loop, claim: Claim, proved: dict[str, Fraction]) -> Verdict:
+    where = f"{{y: y'Py <= {claim.rho!r}}} within the box, volume at least {shown(claim.volume, 'down')},"
+    policy = "the policy's real-valued reading" if loop.arithmetic == "real" else "any IEEE float32 evaluation of the policy"
     text = f"every trajectory of the stated plant under {policy} that starts in {where} stays there and "
     if "local_rate" in claim.extra:
-        text += f"converges to the equilibrium exponentially; V shrinks by the factor {float(1 - claim.kappa):.6g} each step away from it"
+        text += f"converges to the equilibrium exponentially; V shrinks by the factor {shown(1 - claim.kappa, 'up')} each step away from it"
     else:
-        text += f"reaches a set around the equilibrium that it never leaves again, inside the ball of radius {_shown_above(proved['ball'])}"
+        text += f"reaches a set around the equilibrium that it never leaves again, inside the ball of radius {shown(proved['ball'], 'up')}"
     ulp = loop.activation_ulp
     assumptions = () if ulp is None else (f"float32 tanh and sigmoid are accurate to {ulp} units in the last place",)
     return verified(
@@ -426,5 +439,6 @@ def _verdict(certificate: Certificate, loop: Loop, claim: Claim, proved: dict[st
         arithmetic=loop.arithmetic,
         subject=certificate.digests,
         assumptions=assumptions,
-        numbers={"volume": volume, "rho": claim.rho, "decrease_rate": float(claim.kappa), **proved},
+        numbers={"volume": _float_below(claim.volume), "rho": claim.rho, "decrease_rate": _float_below(claim.kappa)}
+        | {name: (_float_above if name == "ball" else _float_below)(value) for name, value in proved.items()},
     )
