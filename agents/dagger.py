@@ -133,7 +133,7 @@ class _Dagger:
             self.folder.save_tensors(_data_file(index), arrays, {"mean_return": gathered.mean_return})
         self.rounds.append(gathered)
         self.fit.start()
-        limits = data_limits(*self.samples(), self.lipschitz)
+        limits = data_limits(*self.samples(), self.lipschitz, subsample=0)
         record = {"round": index, "samples": sum(len(r.actions) for r in self.rounds), "mean_return": gathered.mean_return}
         self._checkpoint(record | {"error_floor": limits.error_floor, "interpolation_constant": str(limits.interpolation_constant)})
 

@@ -61,8 +61,8 @@ def data_limits(
 
     ``observations`` (N, n) and ``actions`` (N, m) in physical units, ``lipschitz`` in action units per observation unit.
     ``max_samples``: how many samples, drawn with ``seed``, are compared pair by pair (time grows with the square, memory stays
-    bounded); ``subsample``: how many of them enter the quadratic program. Raises InputError for arrays that do not fit together
-    or hold values that are not finite.
+    bounded); ``subsample``: how many of them enter the quadratic program (0: none, and that floor is 0). Raises InputError for
+    arrays that do not fit together or hold values that are not finite.
     """
     x, u = checked_samples(observations, actions)
     of = len(x)
@@ -104,6 +104,8 @@ def squared_error_floor(observations: ArrayLike, actions: ArrayLike, lipschitz: 
     a solver that stops early gives a lower floor, not a wrong one.
     """
     x, u = checked_samples(observations, actions)
+    if subsample < 2:
+        return 0.0
     chosen = np.sort(np.random.default_rng(seed).permutation(len(x))[:subsample])
     total = sum(_scalar_squared_floor(x[chosen], column, lipschitz) for column in u[chosen].T)
     return total / len(x)
