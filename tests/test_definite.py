@@ -13,6 +13,7 @@ from lipctrl.certificates.checker.definite import (
     MAX_ORDER,
     Counted,
     OutOfRange,
+    _residual_dominates,
     balls,
     exact,
     is_definite_in_balls,
@@ -105,6 +106,68 @@ def test_a_bogus_factor_changes_nothing(monkeypatch):
     for factor in (np.eye(3), np.full((3, 3), np.nan), np.full((3, 3), np.inf), generator.standard_normal((3, 3))):
         monkeypatch.setattr(np.linalg, "cholesky", lambda matrix, factor=factor: factor)
         assert not is_semidefinite_within(bad, np.zeros((3, 3)))
+
+
+U = 2.0**-53
+
+
+@pytest.mark.parametrize(
+    ("matrix", "factor", "radius", "accepted"),
+    [
+        # one row: (n + 8) u |L|^2, and 1 % of it, must be left
+        ([[1 + 8 * U]], [[1]], [0], False),
+        ([[1 + 10 * U]], [[1]], [0], True),
+        # the radius comes on top
+        ([[1 + 28 * U]], [[1]], [20 * U], False),
+        ([[1 + 30 * U]], [[1]], [20 * U], True),
+        # so do off-diagonal entries of the residual, in both rows that they belong to
+        ([[1 + 110 * U, 100 * U], [100 * U, 2]], np.eye(2), [0, 0], False),
+        ([[2, 100 * U], [100 * U, 1 + 110 * U]], np.eye(2), [0, 0], False),
+        ([[1 + 112 * U, 100 * U], [100 * U, 1 + 112 * U]], np.eye(2), [0, 0], True),
+        ([[1 + 112 * U, 0], [-100 * U, 1 + 112 * U]], np.eye(2), [0, 0], True),
+        # the size of the product that was rounded: |L| |L|^T 1 is (2, 3)
+        ([[1 + 20 * U, 1], [1, 3]], [[1, 0], [1, 1]], [0, 0], False),
+        ([[1 + 22 * U, 1], [1, 3]], [[1, 0], [1, 1]], [0, 0], True),
+        ([[2, 1], [1, 2 + 28 * U]], [[1, 0], [1, 1]], [0, 0], False),
+        ([[2, 1], [1, 2 + 32 * U]], [[1, 0], [1, 1]], [0, 0], True),
+        # many rows: 58 u
+        ((1 + 58 * U) * np.eye(50), np.eye(50), np.zeros(50), False),
+        ((1 + 60 * U) * np.eye(50), np.eye(50), np.zeros(50), True),
+        # underflow: n^2 2^-500 is always asked for
+        ([[2.0**-501]], [[0]], [0], False),
+        ([[2.0**-499]], [[0]], [0], True),
+        ([[math.nan]], [[1]], [0], False),
+        ([[4]], [[math.inf]], [0], False),
+        ([[4]], [[1]], [math.inf], False),
+    ],
+)
+def test_the_criterion_asks_for_every_rounding(matrix, factor, radius, accepted):
+    """Numbers whose products are exact, so that the threshold is known to a unit in the last place."""
+    arrays = (np.array(values, dtype=np.float64) for values in (matrix, factor, radius))
+    with np.errstate(invalid="ignore"):
+        assert _residual_dominates(*arrays) is accepted
+
+
+@pytest.mark.parametrize("inverse", ["raises", np.nan, np.inf, 0.0])
+def test_a_bogus_inverse_proves_nothing_in_balls(monkeypatch, inverse):
+    def bogus(matrix):
+        if inverse == "raises":
+            raise np.linalg.LinAlgError
+        return np.full(matrix.shape, inverse)
+
+    monkeypatch.setattr(np.linalg, "inv", bogus)
+    assert not is_definite_in_balls(balls(np.eye(2)))
+
+
+def test_balls_refuse_what_has_no_factor():
+    assert not is_definite_in_balls(balls(-np.eye(2)))
+    assert not is_definite_in_balls(balls(np.array([[1.0, 2.0], [2.0, 1.0]])))
+    undefined = balls(np.eye(2))
+    undefined[0, 1] = undefined[1, 0] = arb.nan()
+    assert not is_definite_in_balls(undefined)
+    wide = balls(np.eye(2))
+    wide[1, 1] = arb(1, 2)
+    assert not is_definite_in_balls(wide)
 
 
 @given(seeds)
