@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from lipctrl.certificates.checker.graph import Node
 from lipctrl.core.errors import InputError
 from lipctrl.nn.activations import Activation, activation
+from lipctrl.nn.aol import AlmostOrthogonalStack
+from lipctrl.nn.bjorck import BjorckStack
+from lipctrl.nn.contraction import ContractionStack
+from lipctrl.nn.ldlt import LDLTStack
+from lipctrl.nn.network import AddNode, LipschitzNetwork, Tensors, graded
 from lipctrl.nn.orthogonal import OrthogonalStack
 from lipctrl.nn.sandwich import SandwichStack
 from lipctrl.nn.stack import Stack
@@ -20,22 +24,27 @@ from lipctrl.nn.stack import Stack
 LAYERS: dict[str, type[Stack]] = {
     "sandwich": SandwichStack,
     "cayley": OrthogonalStack,
+    "ldlt": LDLTStack,
+    "bjorck": BjorckStack,
+    "contraction": ContractionStack,
+    "aol": AlmostOrthogonalStack,
 }  #: families of layers by name
 
 Layers = list[tuple[Tensor, Tensor]]
 
 
-class LipschitzMLP(nn.Module):
+class LipschitzMLP(LipschitzNetwork):
     """x (..., input_size) -> (..., output_size), ``lipschitz``-Lipschitz in the Euclidean norm.
 
-    ``hidden`` lists the widths. ``layer`` is ``"sandwich"`` (tightest; activations with slopes in [0, 1]) or ``"cayley"``
-    (orthogonal; also MaxMin and GroupSort). Free parameters are float32 by default; weights are materialised in float64
-    and used in the dtype of the input. The network is built for a bound smaller by a factor 1 - 1e-4 or so, so that the
-    weights *rounded to float32* still keep ``lipschitz``: that is what ``LipschitzPolicy.lipschitz`` proves.
+    ``hidden`` lists the widths. ``layer`` is ``"sandwich"`` or ``"ldlt"`` (tightest; activations with slopes in [0, 1]), or a
+    family of matrices with norm at most 1, which every 1-Lipschitz activation fits: ``"cayley"`` and ``"bjorck"``
+    (orthogonal), ``"contraction"``, ``"aol"`` (cheapest). See :class:`LipschitzNetwork` for the bound, fixed or learnt, and for
+    when weights are materialised; ``LipschitzPolicy.lipschitz`` proves it for the rounded weights.
 
-    Every forward outside ``with net.materialised():`` materialises afresh. Seeds: pass a ``generator`` (on the CPU).
-    Raises InputError for sizes, bounds, layers or activations that do not fit together.
+    Seeds: pass a ``generator`` (on the CPU). Raises InputError for sizes, bounds, layers or activations that do not fit together.
     """
+
+    is_chain = True
 
     def __init__(
         self,
@@ -46,62 +55,45 @@ class LipschitzMLP(nn.Module):
         layer: str = "sandwich",
         activation: str | Activation = "relu",
         *,
+        lipschitz_range: tuple[float, float] | None = None,
         generator: torch.Generator | None = None,
         device: torch.device | str | None = None,
     ) -> None:
-        super().__init__()
         sizes = (input_size, *hidden, output_size)
-        _check_sizes(sizes)
-        if not 0 < lipschitz < math.inf:
-            raise InputError(f"lipschitz is {lipschitz!r}, expected a positive number")
+        super().__init__(sizes, lipschitz, lipschitz_range)
         if layer not in LAYERS:
             raise InputError(f"layer is {layer!r}, expected one of {', '.join(LAYERS)}")
-        self.lipschitz = float(lipschitz)
         self.activation = _chosen(layer, activation)
         self.stack = LAYERS[layer](sizes, generator)
         self.hidden_bias = nn.ParameterList(2 * torch.rand(n, generator=generator) - 1 for n in sizes[1:-1])
         self.output_bias = nn.Parameter(torch.zeros(output_size))
-        self._scope: _Scope | None = None
         if device is not None:
             self.to(device)
 
-    @property
-    def sizes(self) -> tuple[int, ...]:
-        """Input size, hidden widths, output size."""
-        return self.stack.sizes
-
-    @property
-    def built_for(self) -> float:
-        """The bound that the materialised weights keep over the reals: ``lipschitz`` less room for rounding to float32."""
-        depth = len(self.sizes) - 1
-        return self.lipschitz * (1 - max(1e-4, 9 * 2.0**-24 * depth * math.sqrt(max(self.sizes))))
-
     def materialise(self) -> Layers:
         """Plain (weight, bias) of each affine map, float64, differentiable in the parameters; never cached."""
-        weights = self.stack.materialise(self.built_for)
+        weights = self.stack.materialise(self._gain())
         biases = [*self.hidden_bias, self.output_bias]
         return [(weight.contiguous(), bias.double()) for weight, bias in zip(weights, biases, strict=True)]
 
-    @contextmanager
-    def materialised(self) -> Iterator[LipschitzMLP]:
-        """Materialise once; forwards inside the ``with`` block share the weights.
+    def tensors(self) -> Tensors:
+        """``weight_0``, ``bias_0``, ``weight_1``, ...: :meth:`materialise` by name."""
+        pairs = enumerate(self.materialise())
+        return {f"{kind}_{k}": tensor for k, pair in pairs for kind, tensor in zip(("weight", "bias"), pair, strict=True)}
 
-        Open one scope for each optimiser step (forwards, then one ``backward``; step after the block) or for each rollout
-        (under ``torch.no_grad()``). Weights inside the block do not follow changes of the parameters.
-        """
-        outer, self._scope = self._scope, _Scope(self.materialise())
-        try:
-            yield self
-        finally:
-            self._scope = outer
+    def apply_tensors(self, x: Tensor, tensors: Tensors) -> Tensor:
+        """Affine maps with activations between them."""
+        for k in range(last := len(self.sizes) - 2):
+            x = self.activation.apply(functional.linear(x, tensors[f"weight_{k}"], tensors[f"bias_{k}"]))
+        return functional.linear(x, tensors[f"weight_{last}"], tensors[f"bias_{last}"])
 
-    def forward(self, x: Tensor) -> Tensor:
-        """The network's output, (..., output_size), in the dtype of ``x``."""
-        scope = self._scope if self._scope is not None else _Scope(self.materialise())
-        *hidden, (weight, bias) = scope.layers(x.dtype)
-        for hidden_weight, hidden_bias in hidden:
-            x = self.activation.apply(functional.linear(x, hidden_weight, hidden_bias))
-        return functional.linear(x, weight, bias)
+    def add_nodes(self, add: AddNode, operand: int) -> int:
+        """Affine nodes with activations between them."""
+        for k in range(len(self.sizes) - 1):
+            if k:
+                operand = self.activation.add_nodes(add, operand)
+            operand = add(Node("affine", (operand,), {"weight": f"weight_{k}", "bias": f"bias_{k}"}))
+        return operand
 
     @torch.no_grad()
     def plain(self, dtype: torch.dtype = torch.float32) -> nn.Sequential:
@@ -116,38 +108,15 @@ class LipschitzMLP(nn.Module):
 
     @torch.no_grad()
     def multipliers(self) -> list[np.ndarray] | None:
-        """Multipliers of each hidden layer that prove ``lipschitz`` for the weights rounded to float32, or ``None`` where the
-        product of the layers' norms does.
-
-        Graded: those that prove ``built_for`` grow by a constant factor from each layer to the one before, which leaves
-        every block of the matrix room for rounding, at any depth.
-        """
+        """Known multipliers of each hidden layer, graded; ``None`` where the product of the layers' norms proves the bound."""
         known = self.stack.multipliers(self.built_for)
         if known is None:
             return None
-        factor = (self.lipschitz / self.built_for) ** (2 / (len(known) + 1))
-        return [values.cpu().numpy() * factor ** (len(known) - k) for k, values in enumerate(known)]
+        return [self.activation.multiplier_factor * values for values in graded(known, self.lipschitz, self.built_for)]
 
     def extra_repr(self) -> str:
         """Sizes, bound and activation, for ``print``."""
-        return f"{'-'.join(map(str, self.sizes))}, lipschitz={self.lipschitz}, activation={self.activation.name}"
-
-
-class _Scope:
-    """Weights materialised once, and their casts."""
-
-    def __init__(self, layers: Layers) -> None:
-        self._casts = {torch.float64: layers}
-
-    def layers(self, dtype: torch.dtype) -> Layers:
-        if dtype not in self._casts:
-            self._casts[dtype] = [(weight.to(dtype), bias.to(dtype)) for weight, bias in self._casts[torch.float64]]
-        return self._casts[dtype]
-
-
-def _check_sizes(sizes: tuple[int, ...]) -> None:
-    if not all(n >= 1 for n in sizes):
-        raise InputError(f"sizes are {sizes}, expected at least 1 for each")
+        return f"{super().extra_repr()}, activation={self.activation.name}"
 
 
 def _chosen(layer: str, choice: str | Activation) -> Activation:

@@ -21,6 +21,7 @@ from lipctrl.core.numpy_evaluation import compile_numpy
 from lipctrl.core.rationals import floats, rationals
 from lipctrl.nn.activations import Activation
 from lipctrl.nn.mlp import LipschitzMLP
+from lipctrl.nn.network import LipschitzNetwork
 
 if TYPE_CHECKING:
     from lipctrl.core.policy import Policy
@@ -33,14 +34,14 @@ class LipschitzPolicy(nn.Module):
 
     ``observation_mean`` m, ``observation_scale`` s > 0, ``action_centre`` c, ``action_scale`` S > 0, ``action_low`` and
     ``action_high`` are in physical units, one number per coordinate or one for all; a float means its exact value, texts
-    such as ``"0.15"`` the decimal. N is a LipschitzMLP. With ``equilibrium_observation`` the network's value there is
+    such as ``"0.15"`` the decimal. N is a LipschitzNetwork. With ``equilibrium_observation`` the network's value there is
     subtracted (z* is that observation, scaled), so that the policy answers it with c exactly; without, N(z*) is left out.
     Raises InputError where sizes or signs do not fit.
     """
 
     def __init__(
         self,
-        network: LipschitzMLP,
+        network: LipschitzNetwork,
         *,
         observation_mean: Any = 0,
         observation_scale: Any = 1,
@@ -67,7 +68,7 @@ class LipschitzPolicy(nn.Module):
             self.register_buffer(f"_{name}", torch.from_numpy(floats(getattr(self, name))), persistent=False)
         if self.equilibrium_observation is not None:
             self.register_buffer("_equilibrium", torch.from_numpy(floats(self.equilibrium_observation)), persistent=False)
-        self.to(network.output_bias.device)
+        self.to(next(network.parameters()).device)
 
     def forward(self, observation: Tensor) -> Tensor:
         """The action before the final clip, (..., n_out), in physical units; differentiable."""
@@ -95,7 +96,7 @@ class LipschitzPolicy(nn.Module):
 
     @contextmanager
     def materialised(self) -> Iterator[LipschitzPolicy]:
-        """Materialise the network once for the ``with`` block, see :meth:`LipschitzMLP.materialised`."""
+        """Materialise the network once for the ``with`` block, see :meth:`LipschitzNetwork.materialised`."""
         with self.network.materialised():
             yield self
 
@@ -108,7 +109,7 @@ class LipschitzPolicy(nn.Module):
         builder = _Builder(self._rounded(np.dtype(dtype)))
         z = builder.normalised(builder.input("observation", len(self.observation_mean)), self)
         if self.equilibrium_observation is None:
-            action = builder.layers(z, self.network.activation)
+            action = self.network.add_nodes(builder.add, z)
         else:
             action = self._recentred(builder, z, np.dtype(dtype))
         if any(scale != 1 for scale in self.action_scale):
@@ -121,10 +122,10 @@ class LipschitzPolicy(nn.Module):
     def _recentred(self, builder: _Builder, z: int, dtype: np.dtype[Any]) -> int:
         rest = self.equilibrium_observation or ()
         inner = _Builder(builder.tensors)
-        output = inner.layers(inner.input("z", len(rest)), self.network.activation)
+        output = self.network.add_nodes(inner.add, inner.input("z", len(rest)))
         graph = Graph(tuple(inner.nodes), {"output": output}, dict(builder.tensors), nesting=1)
         whole = _Builder(builder.tensors)
-        output = whole.layers(whole.normalised(whole.input("z", len(rest)), self), self.network.activation)
+        output = self.network.add_nodes(whole.add, whole.normalised(whole.input("z", len(rest)), self))
         deployed = compile_numpy(Graph(tuple(whole.nodes), {"output": output}, dict(builder.tensors)), dtype)
         builder.tensors["offset"] = deployed(z=floats(rest))["output"]
         point = tuple((x - m) / s for x, m, s in zip(rest, self.observation_mean, self.observation_scale, strict=True))
@@ -134,12 +135,11 @@ class LipschitzPolicy(nn.Module):
     def _rounded(self, dtype: np.dtype[Any]) -> dict[str, np.ndarray]:
         """The weights and biases as arrays of ``dtype``, rounded once from float64."""
         tensors = {}
-        for index, pair in enumerate(self.network.materialise()):
-            for kind, tensor in zip(("weight", "bias"), pair, strict=True):
-                values = tensor.cpu().numpy()
-                if not np.isfinite(values).all() or np.abs(values).max() > np.finfo(dtype).max:
-                    raise InputError(f"{kind} of layer {index} is not finite in {dtype}: training has diverged")
-                tensors[f"{kind}_{index}"] = values.astype(dtype)
+        for name, tensor in self.network.tensors().items():
+            values = tensor.cpu().numpy()
+            if not np.isfinite(values).all() or np.abs(values).max() > np.finfo(dtype).max:
+                raise InputError(f"{' of layer '.join(name.rsplit('_', 1))} is not finite in {dtype}: training has diverged")
+            tensors[name] = values.astype(dtype)
         return tensors
 
     def export(
@@ -185,6 +185,11 @@ class LipschitzPolicy(nn.Module):
         """
         if norm != "l2":
             raise InputError(f"norm is {norm!r}, expected 'l2'")
+        if not self.network.is_chain:
+            raise LipctrlError(
+                "the Lipschitz bound of this policy is unknown to the checker: its network has connections that skip layers, and "
+                "'lipschitz-bound' proves bounds of chains only"
+            )
         chain = read_chain(graph)
         ones = (Fraction(1),)
         scale_in, scale_out = effective_scales(chain, ones * chain.inputs, ones * chain.outputs)
@@ -271,12 +276,4 @@ class _Builder:
             operand = self.binary("sub", operand, policy.observation_mean)
         if any(scale != 1 for scale in policy.observation_scale):
             operand = self.binary("div", operand, policy.observation_scale)
-        return operand
-
-    def layers(self, operand: int, activation: Activation) -> int:
-        depth = sum(name.startswith("weight_") for name in self.tensors)
-        for index in range(depth):
-            operand = self.add(Node("affine", (operand,), {"weight": f"weight_{index}", "bias": f"bias_{index}"}))
-            if index < depth - 1:
-                operand = self.add(activation.node(operand))
         return operand

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -10,9 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lipctrl.nn.cayley import CayleyMatrix
-from lipctrl.nn.stack import Stack
-
-MAX_LOG_SCALE = 20.0  #: the scales of hidden units stay within exp(-20)..exp(20)
+from lipctrl.nn.stack import MAX_LOG_SCALE, Gain, Stack
 
 
 class SandwichStack(Stack):
@@ -32,7 +29,7 @@ class SandwichStack(Stack):
     def _scales(self) -> list[Tensor]:
         return [raw.double().clamp(-MAX_LOG_SCALE, MAX_LOG_SCALE).exp() for raw in self.raw_log_scale]
 
-    def materialise(self, gain: float) -> list[Tensor]:
+    def materialise(self, gain: Gain) -> list[Tensor]:
         """The merged weights, float64."""
         frames = [frame() for frame in self.frames]
         left = [frame[:n] for frame, n in zip(frames, self.sizes[1:], strict=True)]  # A^T, (n, n)
@@ -40,10 +37,10 @@ class SandwichStack(Stack):
         if len(frames) == 1:
             return [gain * right[0]]
         scales = self._scales()
-        weights = [math.sqrt(2 * gain) * right[0] / scales[0][:, None]]
+        weights = [(2 * gain) ** 0.5 * right[0] / scales[0][:, None]]
         for k in range(1, len(scales)):
             weights.append(2 * (right[k] / scales[k][:, None]) @ (left[k - 1] * scales[k - 1]))
-        weights.append(math.sqrt(2 * gain) * right[-1] @ (left[-2] * scales[-1]))
+        weights.append((2 * gain) ** 0.5 * right[-1] @ (left[-2] * scales[-1]))
         return weights
 
     def multipliers(self, gain: float) -> list[Tensor]:

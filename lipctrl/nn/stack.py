@@ -12,6 +12,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+Gain = float | Tensor  #: a positive number, or a float64 tensor () where the bound is learnt
+
+MAX_LOG_SCALE = 20.0  #: the scales of hidden units stay within exp(-20)..exp(20)
+
 
 class Stack(nn.Module, ABC):
     """Free parameters of l + 1 weight matrices for the sizes (n_0, n_1, ..., n_l, n_out), with l >= 0 hidden layers.
@@ -29,7 +33,7 @@ class Stack(nn.Module, ABC):
         self.sizes = tuple(sizes)
 
     @abstractmethod
-    def materialise(self, gain: float) -> list[Tensor]:
+    def materialise(self, gain: Gain) -> list[Tensor]:
         """The weights, (n_k+1, n_k) each, float64; differentiable in the parameters."""
 
     def multipliers(self, gain: float) -> list[Tensor] | None:
