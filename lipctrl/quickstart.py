@@ -44,7 +44,6 @@ from lipctrl.core.run_folder import RunFolder, write_atomically
 from lipctrl.envs import PlantEnv, make_plant, rollout
 from lipctrl.envs.plant import Plant
 from lipctrl.report.loop import ClosedLoop, Fates
-from lipctrl.report.writing import write_report
 
 DEMONSTRATIONS, TRAINING, POLICY, CERTIFICATES = "demonstrations", "training", "policy", "certificates"
 RESULTS, PROVENANCE = "results.json", "provenance.json"
@@ -132,7 +131,7 @@ def quickstart(
     Raises InputError where the folder holds another run or an option is out of its range. A proof that is not found is no
     error: see the result's ``status`` and ``failed``.
     """
-    plant = make_plant(options.plant)
+    plant, progress = make_plant(options.plant), _forwards(progress)
     if options.episodes < 1 or options.steps < 1 or not options.margin > 0:
         raise InputError(f"episodes {options.episodes}, steps {options.steps}, margin {options.margin}: expected positive numbers")
     run = RunFolder(Path(folder), {"algorithm": "quickstart", "seed": seed, "plant_digest": plant.digest, **options.table()})
@@ -158,6 +157,8 @@ def quickstart(
     results = _results(plant, lipschitz, findings, returns, fates)
     write_atomically(run.path / RESULTS, json.dumps(results, indent=1, sort_keys=True, allow_nan=False) + "\n")
     with _timed(seconds, "report"):
+        from lipctrl.report.writing import write_report  # matplotlib is slow to load
+
         verdicts = {finding.path: finding.verdict for finding in findings if finding.path is not None and finding.verdict is not None}
         write_report(run.path, verdicts=verdicts, progress=_span(progress, 0.85, 1.0))
     write_atomically(run.path / PROVENANCE, json.dumps(_provenance(seconds), indent=1, sort_keys=True) + "\n")
@@ -299,7 +300,14 @@ def _results(
         },
         "mean_return": dict(returns),
         "results": [
-            {"name": f.name, "level": f.level, "claim": "" if f.verdict is None else f.verdict.claim, "reason": f.reason} for f in findings
+            {
+                "name": finding.name,
+                "certificate": None if finding.path is None else f"{CERTIFICATES}/{finding.path.name}",
+                "level": finding.level,
+                "claim": "" if finding.verdict is None else finding.verdict.claim,
+                "reason": finding.reason,
+            }
+            for finding in findings
         ],
     }
 
@@ -316,6 +324,18 @@ def _provenance(seconds: Mapping[str, float]) -> dict[str, Any]:
 def _span(progress: Progress, start: float, stop: float) -> Progress:
     """A part of a longer progress, from ``start`` to ``stop``."""
     return lambda fraction, message, best: progress(start + (stop - start) * min(max(fraction, 0.0), 1.0), message, best)
+
+
+def _forwards(progress: Progress) -> Progress:
+    """The same progress, never going back."""
+    furthest = 0.0
+
+    def forwards(fraction: float, message: str, best: object) -> None:
+        nonlocal furthest
+        furthest = max(furthest, fraction)
+        progress(furthest, message, best)
+
+    return forwards
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import tyro
@@ -36,16 +35,19 @@ class Collect(Verb):
 
     def run(self, console: Console) -> Outcome:
         """Roll out the expert and write the episodes."""
-        if Path(self.out).exists():
-            raise InputError(f"{self.out} exists already; choose another folder with --out, or delete it")
+        from lipctrl.cli.writing import new_folder
+
+        if self.episodes < 1:
+            raise InputError(f"the number of episodes is {self.episodes}, expected at least 1")
+        out = new_folder(self.out)
         with console.task("collecting") as progress:
             from lipctrl.agents import collect, make_expert
             from lipctrl.cli.environments import make_environment
 
             env = make_environment(self.env)
             data = collect(env, make_expert(self.expert, env), self.episodes, self.seed, expert=self.expert, progress=progress)
-        data.save(self.out)
-        return Outcome(lines=[*_lines(data), f"written to {self.out}"], keys={**_keys(data), "path": self.out})
+        data.save(out)
+        return Outcome(lines=[*_lines(data), f"written to {out}"], keys={**_keys(data), "path": str(out)})
 
 
 @dataclass(frozen=True, kw_only=True)

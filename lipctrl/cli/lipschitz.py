@@ -70,7 +70,7 @@ class Lipschitz(Verb):
                 "lower": lower,
                 "norm": self.norm,
                 "method": found.upper.method,
-                "results": [entry(path, verdict, verdict.reason)],
+                "results": [entry("lipschitz", path, verdict, verdict.reason)],
             },
         )
         write_results(folder, "lipschitz", outcome)

@@ -49,7 +49,7 @@ class Quickstart(Verb):
 
 
 def _outcome(result: QuickstartResult) -> Outcome:
-    from lipctrl.certificates.checker.verdict import LEVELS
+    from lipctrl.certificates.checker.verdict import FALSIFIED, LEVELS
 
     claims = [finding.verdict.claim for finding in result.findings if finding.verdict is not None and finding.verdict.claim]
     lines = [f"{finding.name}: {finding.level}\n  {_claim(finding)}" for finding in result.findings]
@@ -61,7 +61,7 @@ def _outcome(result: QuickstartResult) -> Outcome:
     return Outcome(
         lines=lines,
         status=result.status,  # type: ignore[arg-type]
-        level=max((finding.level for finding in result.findings), key=LEVELS.index),
+        level=FALSIFIED if result.status == "refuted" else max((finding.level for finding in result.findings), key=LEVELS.index),
         claim="; ".join(claims),
         certificates=[str(finding.path) for finding in result.findings if finding.path is not None],
         keys={
@@ -80,4 +80,4 @@ def _claim(finding: Finding) -> str:
 def _entry(finding: Finding) -> dict[str, Any]:
     from lipctrl.cli.results import entry
 
-    return {"name": finding.name, **entry(finding.path, finding.verdict, finding.reason)}
+    return entry(finding.name, finding.path, finding.verdict, finding.reason)

@@ -46,6 +46,6 @@ class Report(Verb):
             certificates=[str(run.folder / item.name) for item in run.entries],
             keys={
                 "report": str(path),
-                "results": [entry(run.folder / item.name, item.verdict, item.verdict.reason) for item in run.entries],
+                "results": [entry(item.name, run.folder / item.name, item.verdict, item.verdict.reason) for item in run.entries],
             },
         )

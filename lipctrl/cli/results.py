@@ -9,11 +9,13 @@ if TYPE_CHECKING:
     from lipctrl.certificates.checker.verdict import Verdict
 
 
-def entry(path: Path | None, verdict: Verdict | None, reason: str) -> dict[str, Any]:
+def entry(name: str, path: Path | None, verdict: Verdict | None, reason: str) -> dict[str, Any]:
     """What the checker said about a certificate, or why there is none."""
     if verdict is None:
-        return {"certificate": None, "status": "unknown", "level": "unknown", "kind": None, "property": None, "claim": "", "reason": reason}
+        nothing = {"certificate": None, "status": "unknown", "level": "unknown", "kind": None, "property": None, "claim": ""}
+        return {"name": name, **nothing, "reason": reason}
     return {
+        "name": name,
         "certificate": str(path),
         "status": verdict.status,
         "level": verdict.level,

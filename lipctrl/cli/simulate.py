@@ -45,10 +45,12 @@ class Simulate(Verb):
         if self.video is not None:
             _check_video(Path(self.video))
         with console.task("simulating") as progress:
-            from lipctrl.agents import make_expert, rollout
+            from lipctrl.agents import EXPERTS, make_expert, rollout
             from lipctrl.agents.interface import Interface
             from lipctrl.cli.environments import make_environment
 
+            if self.policy not in EXPERTS and not Path(self.policy).exists():
+                raise InputError(f"there is no policy folder {self.policy}, expected one, or an expert: {', '.join(EXPERTS)}")
             env = make_environment(self.env)
             controller = make_expert(self.policy, env)
             if not _fits(controller, Interface.of(env)):

@@ -51,11 +51,14 @@ class Stability(Verb):
             progress(0.0, "loading", None)
             from lipctrl.certificates.stability import certify_stability
             from lipctrl.core.policy import Policy
+            from lipctrl.core.run_folder import RunFolder
             from lipctrl.envs import load_plant
 
             plant, policy = load_plant(self.plant), Policy.load(self.policy)
             _check_fit(plant, policy, console)
             folder = output_folder(self.out or f"runs/stability-{plant.name}-{policy.digest[:12]}")
+            RunFolder(folder, {"algorithm": "stability", "plant": plant.name, "plant_digest": plant.digest, "policy": policy.digest})
+            policy.save(folder / "policy")
             results = certify_stability(
                 plant.subject(),
                 policy.graph,
@@ -117,6 +120,6 @@ def _outcome(results: list[StabilityResult]) -> Outcome:
             "rho": numbers.get("rho") if proved else None,
             "method": METHOD,
             "reason": first.reason,
-            "results": [entry(result.path, result.verdict, result.reason) for result in results],
+            "results": [entry(f"stability-{result.arithmetic}", result.path, result.verdict, result.reason) for result in results],
         },
     )

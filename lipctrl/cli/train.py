@@ -15,8 +15,6 @@ from lipctrl.core.errors import InputError
 if TYPE_CHECKING:
     from lipctrl.agents import Demonstrations, TrainingOptions, TrainingResult
 
-DECIMALS = 2  #: a Lipschitz constant chosen from the data is rounded up to this many decimals
-
 
 @dataclass(frozen=True, kw_only=True)
 class Train(Verb):
@@ -47,6 +45,9 @@ class Train(Verb):
         """Train, bound the Lipschitz constant of the result, and write what was learnt about it."""
         if self.lipschitz is not None and not 0 < self.lipschitz < float("inf"):
             raise InputError(f"the Lipschitz constant is {self.lipschitz}, expected a positive number")
+        for name, values in (("--steps", (self.steps,)), ("--episodes", (self.episodes,)), ("--hidden", self.hidden)):
+            if min(values, default=0) < 1:
+                raise InputError(f"{name} is {' '.join(map(str, values)) or 'empty'}, expected whole numbers from 1 on")
         with console.task("training") as progress:
             from lipctrl.agents import Demonstrations
             from lipctrl.cli.environments import make_environment
@@ -186,7 +187,7 @@ def _finish(verb: Train, env: Any, result: TrainingResult, lipschitz: float) -> 
         "training_loss": losses[-1] if losses else None,
         "error_floor": result.limits.error_floor,
         "interpolation_constant": result.limits.interpolation_constant,
-        "results": [entry(where, verdict, "")],
+        "results": [entry("lipschitz", where, verdict, verdict.reason)],
     }
     outcome = Outcome(
         lines=[

@@ -25,6 +25,15 @@ def output_folder(path: str | Path) -> Path:
     return folder
 
 
+def new_folder(path: str | Path) -> Path:
+    """A folder that does not exist yet, in one that can be written to. Raises InputError otherwise."""
+    folder = Path(path)
+    if folder.exists():
+        raise InputError(f"{folder} exists already; choose another folder with --out, or delete it")
+    output_folder(folder.parent)
+    return folder
+
+
 def write_results(path: str | Path, verb: str, outcome: Outcome) -> Path:
     """Write the outcome as ``results.json`` into a folder; no clock times, so that equal runs give equal bytes."""
     found = outcome.to_json(verb, 0.0)

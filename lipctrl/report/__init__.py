@@ -4,13 +4,29 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from lipctrl.report.figures import learning_curve, lipschitz_slopes, margin_map, phase_portrait, policy_surface, time_series
+    from lipctrl.report.figures import (
+        learning_curve,
+        lipschitz_slopes,
+        margin_map,
+        phase_portrait,
+        policy_surface,
+        round_returns,
+        time_series,
+    )
     from lipctrl.report.loop import ClosedLoop, Fates, sampled_slopes
     from lipctrl.report.run import RunContents, read_run
     from lipctrl.report.writing import write_report
 
 _HOMES = {
-    "figures": ("learning_curve", "lipschitz_slopes", "margin_map", "phase_portrait", "policy_surface", "time_series"),
+    "figures": (
+        "learning_curve",
+        "lipschitz_slopes",
+        "margin_map",
+        "phase_portrait",
+        "policy_surface",
+        "round_returns",
+        "time_series",
+    ),
     "loop": ("ClosedLoop", "Fates", "sampled_slopes"),
     "run": ("RunContents", "read_run"),
     "writing": ("write_report",),
@@ -27,6 +43,7 @@ __all__ = [
     "phase_portrait",
     "policy_surface",
     "read_run",
+    "round_returns",
     "sampled_slopes",
     "time_series",
     "write_report",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,8 +12,6 @@ from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from lipctrl.certificates.checker.graph import Graph
-from lipctrl.core.numpy_evaluation import compile_numpy
 from lipctrl.report.loop import ClosedLoop, Fates, Region
 from lipctrl.report.style import INK, MUTED, PROVED, REFUTED, RULE, UNKNOWN, label, legend, rounded, tidy
 
@@ -193,29 +191,50 @@ def learning_curve(ax: Axes, history: Sequence[Mapping[str, Any]]) -> dict[str, 
     return drawn
 
 
+def round_returns(ax: Axes, history: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Mean return of whoever acted in each round of DAgger: the expert in round 0, then the policy."""
+    rows = [(row["round"], row["mean_return"]) for row in history if "mean_return" in row]
+    if not rows:
+        raise ValueError("returns of rounds need records with round and mean_return, the history has none")
+    drawn: dict[str, Any] = {"policy": ax.plot(*zip(*rows[1:], strict=True), color=INK, marker="o")} if len(rows) > 1 else {}
+    drawn["expert"] = ax.axhline(rows[0][1], color=MUTED, linestyle="--", linewidth=1.4)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.set_xlabel("round")
+    ax.set_ylabel("mean return")
+    ax.set_title("Return while gathering data")
+    tidy(ax)
+    handles = [
+        Line2D([], [], color=INK, marker="o", label="policy (numerical)"),
+        Line2D([], [], color=MUTED, linestyle="--", label="expert (numerical)"),
+    ]
+    legend(ax, handles, columns=2)
+    return drawn
+
+
 def policy_surface(
     ax: Axes,
-    policy: Graph,
-    observation: Sequence[tuple[str, str]],
+    act: Callable[[Array], Array],
+    coordinates: Sequence[tuple[str, str]],
     action: tuple[str, str],
-    low: Sequence[float],
-    high: Sequence[float],
+    low: Array,
+    high: Array,
     *,
     axes: tuple[int, int] = (0, 1),
-    rest: Sequence[float] | None = None,
+    rest: Array | None = None,
     component: int = 0,
     samples: Array | None = None,
 ) -> dict[str, Any]:
-    """One component of the action over two observation coordinates from ``low`` to ``high``; the others are at ``rest``.
+    """One component of the action over two coordinates from ``low`` to ``high``; the others are at ``rest``.
 
-    ``samples`` (N, p) are observations of demonstrations, drawn as dots.
+    ``act`` maps points (N, p) to actions (N, m); ``coordinates`` are their names and units. ``samples`` (N, p) are
+    demonstrated points, drawn as dots.
     """
     cells = 200
-    centre = [(a + b) / 2 for a, b in zip(low, high, strict=True)] if rest is None else list(rest)
+    centre = (np.asarray(low) + np.asarray(high)) / 2 if rest is None else rest
     grid = [np.linspace(low[i], high[i], cells) for i in axes]
     points = np.tile(np.asarray(centre, np.float64), (cells * cells, 1))
     points[:, axes[0]], points[:, axes[1]] = np.tile(grid[0], cells), np.repeat(grid[1], cells)
-    value = compile_numpy(policy)(observation=points)["action"][:, component].reshape(cells, cells)
+    value = act(points)[:, component].reshape(cells, cells)
     drawn: dict[str, Any] = {"image": ax.pcolormesh(*grid, value, cmap="cividis", shading="gouraud", rasterized=True)}
     bar = ax.figure.colorbar(drawn["image"], ax=ax, shrink=0.9)
     bar.set_label(label(*action), fontsize=10)
@@ -238,14 +257,14 @@ def policy_surface(
                     markeredgecolor=INK,
                     markersize=5,
                     linestyle="none",
-                    label="demonstrated observations",
+                    label="demonstrated states",
                 )
             ],
         )
     ax.set_xlim(low[axes[0]], high[axes[0]])
     ax.set_ylim(low[axes[1]], high[axes[1]])
-    ax.set_xlabel(label(*observation[axes[0]]))
-    ax.set_ylabel(label(*observation[axes[1]]))
+    ax.set_xlabel(label(*coordinates[axes[0]]))
+    ax.set_ylabel(label(*coordinates[axes[1]]))
     ax.set_title(f"Policy: {action[0]}")
     tidy(ax)
     return drawn

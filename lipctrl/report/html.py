@@ -96,8 +96,9 @@ def badge(level: str) -> str:
 
 
 def _claims(run: RunContents) -> list[str]:
+    missing = [_missing(item) for item in _not_found(run)]
     if not run.entries:
-        return []
+        return ["<h2>What was sought</h2>", *missing] if missing else []
     levels = dict.fromkeys(entry.verdict.level for entry in run.entries)
     meanings = [f"<li>{badge(level)} {escape(MEANINGS[level])}</li>" for level in levels]
     about = f" --about {shlex.quote(run.policy_name)}" if run.policy_name else ""
@@ -107,10 +108,24 @@ def _claims(run: RunContents) -> list[str]:
         "<h2>What is claimed</h2>",
         "<p>The sentences below are the checker's own words, derived from the files and not stored in them.</p>",
         *(_claim(entry) for entry in run.entries),
+        *missing,
         "<p>Check it yourself, in the run folder and on any machine; it takes NumPy, python-flint and safetensors:</p>",
         f"<pre>{escape(command)}</pre>",
         f"<ul>{''.join(meanings)}</ul>",
     ]
+
+
+def _not_found(run: RunContents) -> list[Mapping[str, Any]]:
+    """Entries of the results that no certificate stands for, such as a proof that was not found."""
+    listed = run.results.get("results")
+    items = [item for item in listed if isinstance(item, Mapping)] if isinstance(listed, list) else []
+    return [item for item in items if item.get("certificate") is None and not item.get("claim")]
+
+
+def _missing(item: Mapping[str, Any]) -> str:
+    name, reason = str(item.get("name", "certificate")), str(item.get("reason", ""))
+    lines = f'<p><span class="what">{escape(name)}</span>{badge("unknown")}</p><p>Not proved: {escape(reason)}.</p>'
+    return f'<div class="claim" style="border-left-color:{LEVEL_FILLS["unknown"].edge}">{lines}</div>'
 
 
 def _claim(entry: Entry) -> str:

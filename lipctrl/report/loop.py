@@ -16,7 +16,7 @@ from lipctrl.core.rationals import floats
 
 Array = NDArray[np.float64]
 
-MAX_STEPS = 1500  #: steps that a state gets to show where it goes
+MAX_WORK = 2_000_000  #: steps of single states that a grid gets to show where it goes
 ARRIVED = 1e-3  #: distance from the equilibrium, relative to the box, that counts as arrived
 
 
@@ -53,7 +53,7 @@ class Region:
 
 @dataclass(frozen=True)
 class Fates:
-    """What simulation says of a grid of states: ``arrives`` and ``escapes`` (rows: second axis), neither where time ran out.
+    """What simulation says of a grid of states: ``arrives`` and ``escapes`` (rows: second axis), neither where time was up.
 
     ``stays`` are those that arrive without ever leaving the state box. ``x`` and ``y`` are the cell centres, ``cell`` the area
     of a cell.
@@ -130,7 +130,8 @@ class ClosedLoop:
         width = (high - low) / 2
         deviation, active = states - rest, np.arange(len(states))
         arrives, escapes, left = (np.zeros(len(states), bool) for _ in range(3))
-        for _ in range(MAX_STEPS):
+        work = 0
+        while len(active) and work < MAX_WORK:
             left[active] |= ~((deviation >= low - rest) & (deviation <= high - rest)).all(axis=1)
             size = np.abs(deviation / width).max(axis=1)
             there = size <= ARRIVED
@@ -139,8 +140,7 @@ class ClosedLoop:
             gone = ~(size < 1000)
             arrives[active[there]], escapes[active[gone]] = True, True
             active, deviation = active[~(there | gone)], deviation[~(there | gone)]
-            if not len(active):
-                break
+            work += len(active)
             with np.errstate(all="ignore"):
                 deviation = step(deviation)
         area = float((x[1] - x[0]) * (y[1] - y[0]))

@@ -13,12 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from lipctrl.certificates.checker.bundle import CERTIFICATE, POLICY, Certificate, read_certificate
+from lipctrl.certificates.checker.bundle import CERTIFICATE, POLICY, Certificate, PlantSubject, parse_plant, read_certificate
 from lipctrl.certificates.checker.kinds import check
 from lipctrl.certificates.checker.verdict import Rejected, Verdict
 from lipctrl.core.errors import InputError
 from lipctrl.core.policy import Policy
 from lipctrl.core.run_folder import CONFIG, JOURNAL
+from lipctrl.envs import make_plant
 
 DEPTH = 3  #: folders below the run folder that are searched
 DEMONSTRATIONS, RESULTS = "demonstrations", "results.json"
@@ -44,7 +45,8 @@ class Entry:
 class RunContents:
     """Everything of a run folder that a report can show; parts that are not there are None or empty.
 
-    ``samples`` are demonstrated observations (N, p).
+    ``plant`` is that of a certificate, else the shipped one that the configuration names. ``samples`` are demonstrated
+    observations (N, p).
     """
 
     folder: Path
@@ -52,6 +54,7 @@ class RunContents:
     entries: tuple[Entry, ...]
     policy: Policy | None
     policy_name: str
+    plant: PlantSubject | None
     history: tuple[Mapping[str, Any], ...]
     samples: np.ndarray | None
     results: Mapping[str, Any]
@@ -73,12 +76,14 @@ def read_run(folder: str | os.PathLike[str], verdicts: Mapping[Path, Verdict] | 
         raise InputError(
             f"{root} holds no certificate, no policy and no journal, expected a folder that quickstart, train or stability wrote"
         )
+    config = _config(root)
     return RunContents(
         folder=root,
-        config=_config(root),
+        config=config,
         entries=entries,
         policy=Policy.load(policies[0]) if policies else None,
         policy_name=str(policies[0].relative_to(root)) if policies else "",
+        plant=_plant(entries, config),
         history=_history(journals[0]) if journals else (),
         samples=_samples(root),
         results=_results(root),
@@ -105,6 +110,16 @@ def _config(root: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise InputError(f"{path} cannot be read ({error}); expected the configuration of a run") from error
+
+
+def _plant(entries: tuple[Entry, ...], config: Mapping[str, Any]) -> PlantSubject | None:
+    for entry in entries:
+        if entry.certificate is not None and "plant" in entry.certificate.subject:
+            return entry.certificate.plant
+    name = config.get("plant", config.get("environment"))
+    with contextlib.suppress(InputError):
+        return None if name is None else parse_plant(make_plant(str(name)).subject())
+    return None
 
 
 def _history(folder: Path) -> tuple[Mapping[str, Any], ...]:

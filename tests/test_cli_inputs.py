@@ -1,0 +1,131 @@
+"""Wrong input: exit code 2, one clear sentence that names the thing, a JSON object with status error, and nothing destroyed."""
+
+import json
+import shutil
+
+import h5py
+import numpy as np
+import pytest
+from runs import PLANT_FILE, contents, linear_policy, lipctrl_json
+
+from lipctrl.cli import main
+
+
+@pytest.fixture(scope="module")
+def stage(tmp_path_factory):
+    """A folder with a policy, demonstrations, a certificate, and broken copies of them."""
+    root = tmp_path_factory.mktemp("stage")
+    linear_policy(root / "policy")
+    assert main(["demos", "collect", "--env", "pendulum", "--expert", "lqr", "--episodes", "2", "--out", str(root / "demos-v0")]) == 0
+    assert main(["lipschitz", str(root / "policy"), "--out", str(root / "bound")]) == 0
+    (root / "garbage.json").write_text("not json at all")
+    (root / "broken").mkdir()
+    (root / "broken" / "policy.json").write_text('{"format": "lipctrl-policy"')
+    (root / "file").write_text("")
+    shutil.copytree(root / "demos-v0", root / "nan-v0")
+    with h5py.File(root / "nan-v0" / "data" / "main_data.hdf5", "a") as file:
+        file["episode_1"]["actions"][3] = np.nan
+    shutil.copytree(root / "demos-v0", root / "cut-v0")
+    data = root / "cut-v0" / "data" / "main_data.hdf5"
+    data.write_bytes(data.read_bytes()[:1000])
+    (root / "wrong.py").write_text(PLANT_FILE.replace("return Plant", "return 7 or Plant"))
+    (root / "raises.py").write_text("1 / 0")
+    return root
+
+
+WRONG = [
+    ("demos collect --env nowhere --expert lqr --out x-v0", "'nowhere' is not known"),
+    ("demos collect --env pendulum --expert nobody --out x-v0", "'nobody' is unknown, expected one of lqr, energy, mpc"),
+    ("demos collect --env pendulum --expert lqr --episodes 0 --out x-v0", "0, expected at least 1"),
+    ("demos collect --env pendulum --expert lqr --out demos-v0", "demos-v0 exists already"),
+    ("demos collect --env pendulum --expert lqr --out file/x-v0", "cannot write to"),
+    ("demos collect --env Acrobot-v1 --expert lqr --out x-v0", "Acrobot-v1"),
+    ("demos show nowhere", "nowhere holds no data set"),
+    ("demos show nan-v0", "nan at step 3, expected finite numbers"),
+    ("demos show cut-v0", "damaged"),
+    ("demos show demos-v0 --lipschitz 0", "0.0, expected a positive number"),
+    ("train bc --env pendulum --demos nowhere --out y", "nowhere holds no data set"),
+    ("train bc --env pendulum --demos nan-v0 --out y", "nan at step 3"),
+    ("train bc --env cartpole --demos demos-v0 --out y", "have 2 observation coordinates, expected 4"),
+    ("train bc --env pendulum --demos demos-v0 --lipschitz -1 --out y", "-1.0, expected a positive number"),
+    ("train bc --env pendulum --demos demos-v0 --lipschitz nan --out y", "nan, expected a positive number"),
+    ("train bc --env pendulum --demos demos-v0 --steps 0 --out y", "--steps is 0"),
+    ("train bc --env pendulum --demos demos-v0 --hidden 8 -3 --out y", "--hidden is 8 -3"),
+    ("train bc --env pendulum --demos demos-v0 --steps 1 --out file", "cannot make the run folder"),
+    ("train bc --env Pendulum-v1 --demos demos-v0 --out y", "demos-v0"),
+    ("train dagger --env Pendulum-v1 --expert nobody --out y", "'nobody' is unknown"),
+    ("simulate nowhere --env pendulum", "there is no policy folder nowhere"),
+    ("simulate broken --env pendulum", "not a policy folder"),
+    ("simulate policy --env cartpole", "maps 2 observations to 1 actions, expected 4 to 1"),
+    ("simulate policy --env pendulum --episodes 0", "0, expected at least 1"),
+    ("simulate policy --env pendulum --video film.avi", "ends in .mp4 or .gif"),
+    ("simulate policy --env pendulum --video nowhere/film.mp4", "does not exist"),
+    ("lipschitz nowhere", "no such file or folder: nowhere"),
+    ("lipschitz garbage.json", "only lipctrl's own policy folders"),
+    ("lipschitz broken", "not a policy folder"),
+    ("lipschitz policy --norm linf --out y", "only l2 can be proved"),
+    ("lipschitz policy --low -1 -1 --high 1 1 --out y", "--low and --high"),
+    ("lipschitz policy --out file", "cannot write to file"),
+    ("stability --plant nowhere --policy policy", "there is no plant 'nowhere'"),
+    ("stability --plant nowhere.py --policy policy", "there is no file nowhere.py"),
+    ("stability --plant wrong.py --policy policy", "returned int, expected a Plant"),
+    ("stability --plant raises.py --policy policy", "ZeroDivisionError"),
+    ("stability --plant cartpole --policy policy", "2 observation coordinates, the plant cartpole has 4"),
+    ("stability --plant pendulum --policy broken", "not a policy folder"),
+    ("stability --plant pendulum --policy nowhere", "nowhere is not a folder"),
+    ("stability --plant pendulum --policy policy --budget-s 0", "0.0 s, expected a positive number"),
+    ("check nowhere", "no such file or folder: nowhere"),
+    ("check bound/certificate --about nobody", "neither a policy folder nor a shipped plant"),
+    ("check bound/certificate --about broken", "not a readable policy folder"),
+    ("report nowhere", "nowhere is not a folder"),
+    ("report demos-v0", "expected a folder that quickstart, train or stability wrote"),
+    ("quickstart --out bound --steps 0", "steps 0"),
+    ("quickstart --out file", "cannot make the run folder"),
+    ("doctor --seed -1", "the seed is -1"),
+]
+
+
+@pytest.mark.parametrize(("command", "said"), WRONG, ids=[command for command, _ in WRONG])
+def test_wrong_input_is_refused_in_one_sentence(command, said, stage, monkeypatch, capsys):
+    monkeypatch.chdir(stage)
+    before = contents(stage)
+    assert main([*command.split(), "--json"]) == 2
+    captured = capsys.readouterr()
+    found = json.loads(captured.out)
+    assert found["status"] == "error"
+    assert said in found["message"], found["message"]
+    assert "Traceback" not in captured.err
+    assert f"lipctrl: {found['message']}" in captured.err.splitlines()
+    assert contents(stage) == before
+
+
+def test_a_corrupt_certificate_is_rejected_with_exit_code_1(stage, capsys):
+    code, found = lipctrl_json(capsys, "check", stage / "garbage.json")
+    assert (code, found["status"], found["level"]) == (1, "refuted", "unknown")
+    assert found["results"][0]["status"] == "rejected"
+    assert "zip" in found["results"][0]["reason"]
+
+
+def test_an_unexpected_error_is_one_line_and_says_how_to_see_more(monkeypatch, capsys):
+    from lipctrl.cli.doctor import Doctor
+
+    def broken(self, console):
+        raise KeyError("surprise")
+
+    monkeypatch.setattr(Doctor, "run", broken)
+    assert main(["doctor"]) == 2
+    said = capsys.readouterr().err
+    assert said == "lipctrl: unexpected KeyError: 'surprise'; run it again with --traceback to see where\n"
+    assert main(["doctor", "--traceback"]) == 2
+    assert "test_cli_inputs.py" in capsys.readouterr().err
+
+
+def test_an_interrupt_has_its_own_exit_code(monkeypatch, capsys):
+    from lipctrl.cli.doctor import Doctor
+
+    def interrupted(self, console):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Doctor, "run", interrupted)
+    code, found = lipctrl_json(capsys, "doctor")
+    assert (code, found["status"]) == (130, "unknown")
