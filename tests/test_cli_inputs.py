@@ -19,6 +19,8 @@ def stage(tmp_path_factory):
     assert main(["demos", "collect", "--env", "pendulum", "--expert", "lqr", "--episodes", "2", "--out", str(root / "demos-v0")]) == 0
     assert main(["lipschitz", str(root / "policy"), "--out", str(root / "bound")]) == 0
     (root / "garbage.json").write_text("not json at all")
+    (root / "broken.onnx").write_bytes(b"no protobuf")
+    (root / "broken.zip").write_bytes(b"no zip")
     (root / "broken").mkdir()
     (root / "broken" / "policy.json").write_text('{"format": "lipctrl-policy"')
     (root / "file").write_text("")
@@ -61,8 +63,10 @@ WRONG = [
     ("simulate policy --env pendulum --video film.avi", "ends in .mp4 or .gif"),
     ("simulate policy --env pendulum --video nowhere/film.mp4", "does not exist"),
     ("lipschitz nowhere", "no such file or folder: nowhere"),
-    ("lipschitz garbage.json", "only lipctrl's own policy folders"),
+    ("lipschitz garbage.json", "neither a policy folder nor an .onnx file"),
     ("lipschitz broken", "not a policy folder"),
+    ("lipschitz broken.onnx", "broken.onnx"),
+    ("lipschitz broken.zip", "broken.zip"),
     ("lipschitz policy --norm linf --out y", "only l2 can be proved"),
     ("lipschitz policy --low -1 -1 --high 1 1 --out y", "--low and --high"),
     ("lipschitz policy --out file", "cannot write to file"),

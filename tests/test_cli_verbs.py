@@ -114,6 +114,18 @@ def test_lipschitz_keys(policy, tmp_path, capsys):
     assert main(["check", *found["certificates"], "--about", str(policy)]) == 0
 
 
+def test_lipschitz_reads_onnx(tmp_path, capsys):
+    onnx, onnx_helper = pytest.importorskip("onnx"), pytest.importorskip("onnx.helper")
+    inputs = [onnx_helper.make_tensor_value_info("x", 1, ["batch", 2])]
+    outputs = [onnx_helper.make_tensor_value_info("y", 1, ["batch", 1])]
+    weight = onnx_helper.make_tensor("w", 1, [2, 1], [3.0, 4.0])
+    graph = onnx_helper.make_graph([onnx_helper.make_node("MatMul", ["x", "w"], ["y"])], "net", inputs, outputs, [weight])
+    onnx.save(onnx_helper.make_model(graph, opset_imports=[onnx_helper.make_opsetid("", 17)], ir_version=8), tmp_path / "net.onnx")
+    code, found = lipctrl_json(capsys, "lipschitz", tmp_path / "net.onnx", "--out", tmp_path / "out")
+    assert (code, found["level"], found["units"]) == (0, "proved", "unstated")
+    assert 5 <= found["upper"] <= 5.00001
+
+
 def test_stability_keys(policy, tmp_path, capsys):
     code, found = lipctrl_json(
         capsys, "stability", "--plant", "lipctrl/Pendulum-v0", "--policy", policy, "--budget-s", 60, "--out", tmp_path

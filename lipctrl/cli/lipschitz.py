@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 import tyro
@@ -11,6 +10,12 @@ import tyro
 from lipctrl.cli.console import Console
 from lipctrl.cli.verb import OptionalFolder, Outcome, Verb
 from lipctrl.core.errors import InputError
+
+#: What to say about a network whose numbers are not those of sensors and actuators.
+UNITS = {
+    "normalized": ("the observations are normalised in front of this network: the bound is about normalised observations",),
+    "unstated": ("the file does not say what its numbers mean: the bound is in its own units",),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +28,7 @@ class Lipschitz(Verb):
     EXAMPLE: ClassVar[str] = "  lipctrl lipschitz runs/quickstart/policy --norm l2 --out runs/bound"
 
     network: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NETWORK")]
-    """A policy folder."""
+    """A policy folder, an .onnx file, or a Stable-Baselines3 .zip."""
     norm: Literal["l2", "linf"] = "l2"
     """Norm of observations and actions."""
     low: Annotated[tuple[float, ...], tyro.conf.arg(metavar="NUMBER ...")] = ()
@@ -39,7 +44,7 @@ class Lipschitz(Verb):
         from lipctrl.certificates.checker.verifiers.lipschitz_bound import rounded_up
         from lipctrl.cli.results import entry
         from lipctrl.cli.writing import output_folder, write_results
-        from lipctrl.core.policy import Policy
+        from lipctrl.readers import read_network
 
         if self.norm != "l2":
             raise InputError(f"the norm is {self.norm!r}, but only l2 can be proved in this version; use --norm l2")
@@ -47,13 +52,14 @@ class Lipschitz(Verb):
             raise InputError(
                 "--low and --high (a bound on a box only) cannot be proved in this version; leave both out for the global bound"
             )
-        _check_network(self.network)
-        policy = Policy.load(self.network)
-        folder = output_folder(self.out or f"runs/lipschitz-{policy.digest[:12]}")
+        network = read_network(self.network)
+        for note in (*network.notes, *UNITS.get(network.units, ())):
+            console.warn(note)
+        folder = output_folder(self.out or f"runs/lipschitz-{network.graph.digest()[:12]}")
         with console.task("bounding") as progress:
             from lipctrl.certificates.lipschitz import certify_lipschitz
 
-            found = certify_lipschitz(policy.graph, self.norm, seed=self.seed, progress=progress)
+            found = certify_lipschitz(network.graph, self.norm, seed=self.seed, progress=progress)
             path = found.write(folder / "certificate")
         verdict = check(path)
         lower = None if found.lower is None else found.lower.value
@@ -69,18 +75,10 @@ class Lipschitz(Verb):
                 "upper": found.upper.value,
                 "lower": lower,
                 "norm": self.norm,
+                "units": network.units,
                 "method": found.upper.method,
                 "results": [entry("lipschitz", path, verdict, verdict.reason)],
             },
         )
         write_results(folder, "lipschitz", outcome)
         return outcome
-
-
-def _check_network(name: str) -> None:
-    """Raise InputError, saying what to do, for forms that this version does not read."""
-    path = Path(name)
-    if not path.exists():
-        raise InputError(f"no such file or folder: {name}; expected a policy folder")
-    if path.is_file():
-        raise InputError(f"{name} is a file, but only lipctrl's own policy folders can be read in this version (not ONNX, not zip)")
