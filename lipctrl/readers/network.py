@@ -60,10 +60,12 @@ def file_bytes(path: str | os.PathLike[str], limit: int) -> bytes:
     try:
         if not path.is_file():
             raise InputError(f"{path} is not a file")
+        if path.stat().st_size > limit:
+            raise InputError(f"{path} holds {path.stat().st_size} bytes, the largest file that is read has {limit}")
         with open(path, "rb") as file:
             data = file.read(limit + 1)
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
     if len(data) > limit:
-        raise InputError(f"{path} holds more than {limit} bytes, which is the largest that is read")
+        raise InputError(f"{path} holds more than {limit} bytes, the largest file that is read has {limit}")
     return data

@@ -41,7 +41,7 @@ def read_onnx(path: str | os.PathLike[str]) -> Network:
         return _read(model.graph, opset)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
-    except onnx.checker.ValidationError as error:
+    except (onnx.checker.ValidationError, ValueError, RuntimeError) as error:
         raise InputError(f"{path} is not a valid ONNX model: {_line(error)}") from error
 
 

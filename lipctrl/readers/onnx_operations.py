@@ -16,9 +16,10 @@ import numpy as np
 
 from lipctrl.certificates.checker.graph import MAX_SIZE
 from lipctrl.core.errors import InputError
-from lipctrl.readers.building import MAX_WEIGHT_BYTES, Builder, exact
+from lipctrl.readers.building import Builder, exact
 
-MAX_ENTRIES = 1 << 25  #: of one constant that is picked from others
+MAX_ENTRIES = 1 << 24  #: of one constant that is picked from others
+MAX_MOVED_BYTES = 128 << 20  #: of all constants that are made from others
 
 _BATCH_NORM = "BatchNormalization is read as a diagonal affine map, its factors scale / sqrt(variance + epsilon) rounded as floats"
 
@@ -45,10 +46,10 @@ class Context:
     spent: int = 0  # bytes of constants made while reading
 
     def keep(self, array: np.ndarray) -> np.ndarray:
-        """A constant made from others; their sum is bounded."""
+        """A constant made from others; the bytes of all of them are bounded."""
         self.spent += array.nbytes
-        if self.spent > 2 * MAX_WEIGHT_BYTES:
-            raise InputError(f"constants take more than {2 * MAX_WEIGHT_BYTES} bytes")
+        if self.spent > MAX_MOVED_BYTES:
+            raise InputError(f"constants made from others take more than {MAX_MOVED_BYTES} bytes")
         return array
 
 
@@ -244,7 +245,7 @@ def _gemm(context: Context, call: Call) -> list[Value]:
 def _move(context: Context, value: Value, function: Callable[[np.ndarray], np.ndarray]) -> Value:
     """Apply a function that only moves and picks entries: to the constant, or to the places of the signal's entries."""
     if isinstance(value, np.ndarray):
-        return context.keep(function(value))
+        return context.keep(np.asarray(function(value)))
     places = function(np.arange(math.prod(value.shape)).reshape(value.shape))
     return Signal(context.builder.select(value.node, places), places.shape, value.dtype)
 
