@@ -15,7 +15,7 @@ import pytest
 import safetensors.numpy
 from hypothesis import given
 from hypothesis import strategies as st
-from loops import Sketch, counterexample, gain, interval, linear_plant, saturated_scalar
+from loops import Sketch, counterexample, gain, identity, interval, linear_plant, saturated_scalar
 
 from lipctrl.certificates.checker import bundle
 from lipctrl.certificates.checker.bundle import (
@@ -23,6 +23,7 @@ from lipctrl.certificates.checker.bundle import (
     WEIGHTS,
     fields,
     floats,
+    graph_cost,
     number,
     numbers,
     parse_certificate,
@@ -32,7 +33,7 @@ from lipctrl.certificates.checker.bundle import (
     read_certificate,
     read_policy_folder,
 )
-from lipctrl.certificates.checker.graph import canonical_json, graph_to_json
+from lipctrl.certificates.checker.graph import Graph, canonical_json, graph_to_json
 from lipctrl.certificates.checker.kinds import check
 from lipctrl.certificates.checker.verdict import Rejected
 from lipctrl.certificates.checker.writing import certificate_bytes, write_certificate
@@ -81,7 +82,15 @@ def test_other_numbers_are_refused(text):
         number(text)
 
 
+def test_integers_are_short():
+    assert parse_json(b"[9999999999999999, -999999999999999]", "file") == [9999999999999999, -999999999999999]
+    with pytest.raises(Rejected, match="too long"):
+        parse_json(b"[10000000000000000]", "file")
+
+
 def test_number_lists():
+    assert numbers(["1", "2", "3"], None) == (1, 2, 3)
+    assert numbers([], None) == ()
     assert numbers(["1", "1/2"], 2) == (1, Fraction(1, 2))
     for bad in (["1"], "12", None, ["1", None]):
         with pytest.raises(Rejected):
@@ -186,12 +195,20 @@ def _entry(dtype="F32", shape=(1,), offsets=(0, 4)):
         _safetensors({"a": _entry()}, struct.pack("<f", np.nan)),
         _safetensors({"a": _entry()}, struct.pack("<f", np.inf)),
         _safetensors({"a": 3}, bytes(4)),
+        _safetensors({"a": {**_entry(), "shape": 1}}, bytes(4)),
+        _safetensors({"a": {**_entry(), "shape": {}}}, bytes(4)),
+        _safetensors({"a": {**_entry(), "data_offsets": None}}, bytes(4)),
         _safetensors({"a": {"dtype": ["F32"], "shape": [1], "data_offsets": [0, 4]}}, bytes(4)),
     ],
 )
 def test_malformed_tensors_are_refused(data):
     with pytest.raises(Rejected):
         parse_tensors(data)
+
+
+def test_metadata_of_other_writers_is_left_alone():
+    data = safetensors.numpy.save({"a": np.ones(2)}, metadata={"format": "pt"})
+    np.testing.assert_array_equal(parse_tensors(data)["a"], np.ones(2))
 
 
 def test_a_header_may_be_large_only_up_to_its_cap():
@@ -303,6 +320,26 @@ def test_graphs_that_would_take_too_long_are_refused():
         parse_certificate(*certificate_bytes(kind="k", claim={}, policy=s.graph(action=wide)))
 
 
+def test_the_cost_of_a_recentred_graph_counts_twice():
+    s = Sketch()
+    inner = s.affine(s.input("z", 3), np.ones((2, 3)))
+    inner = Graph(tuple(s.nodes), {"v": inner}, {**s.tensors, "offset": np.zeros(2)}, nesting=1)
+    s = Sketch()
+    s.tensors.update(inner.tensors)
+    outer = s.affine(s("recentre", s.input("x", 3), graph=inner, point=(Fraction(0),) * 3, offset="offset"), np.ones((5, 2)))
+    assert graph_cost(inner) == (5, 6)
+    assert graph_cost(s.graph(y=outer)) == (3 + 2 + 5 + 2 * 5, 10 + 2 * 6)
+
+
+def test_a_certificate_without_a_plant_says_so():
+    certificate = parse_certificate(*certificate_bytes(kind="k", claim={}, policy=gain([1.0])))
+    assert certificate.policy.digest() == gain([1.0]).digest()
+    with pytest.raises(Rejected, match="needs a plant"):
+        _ = certificate.plant
+    certificate = parse_certificate(*certificate_bytes(kind="k", claim={}, **saturated_scalar()))
+    assert certificate.plant.digest == certificate.digests["plant"]
+
+
 # --- plants and policies ------------------------------------------------------------------------------------------------
 
 
@@ -330,6 +367,9 @@ def test_graphs_that_would_take_too_long_are_refused():
         {"equilibrium": {"state": ["101"], "action": ["0"]}},
         {"equilibrium": {"state": ["0"]}},
         {"dynamics": graph_to_json(gain([1.0]))},
+        {"dynamics": graph_to_json(identity(1))},
+        {"observe": linear_plant([["6/5"]], [[1]])["dynamics"]},
+        {"observe": graph_to_json(identity(2))},
         {"observe": None},
         {"extra": 1},
     ],
@@ -356,6 +396,7 @@ def test_policy_folders(tmp_path):
     assert graph.digest() == policy.digest()
     assert metadata["dt"] == Fraction(1, 20)
     assert metadata["action"] == (("u", "1"),)
+    assert metadata["provenance"] == {"seconds": 1.5}
     assert read_policy_folder(_policy_folder(tmp_path / "q", policy, dt=None))[1]["dt"] is None
     changes = (
         {"version": 2},
