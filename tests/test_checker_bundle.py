@@ -400,6 +400,7 @@ def test_policy_folders(tmp_path):
     assert read_policy_folder(_policy_folder(tmp_path / "q", policy, dt=None))[1]["dt"] is None
     changes = (
         {"version": 2},
+        {"version": True},
         {"format": "x"},
         {"dt": "0.05"},
         {"dt": 1},
