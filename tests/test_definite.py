@@ -130,6 +130,9 @@ U = 2.0**-53
         ([[1 + 22 * U, 1], [1, 3]], [[1, 0], [1, 1]], [0, 0], True),
         ([[2, 1], [1, 2 + 28 * U]], [[1, 0], [1, 1]], [0, 0], False),
         ([[2, 1], [1, 2 + 32 * U]], [[1, 0], [1, 1]], [0, 0], True),
+        # the rounding of the residual itself, and of the sums: 26 u below the diagonal
+        ([[1, 1 - 24 * U], [1 - 24 * U, 1]], np.zeros((2, 2)), [0, 0], False),
+        ([[1, 1 - 28 * U], [1 - 28 * U, 1]], np.zeros((2, 2)), [0, 0], True),
         # many rows: 58 u
         ((1 + 58 * U) * np.eye(50), np.eye(50), np.zeros(50), False),
         ((1 + 60 * U) * np.eye(50), np.eye(50), np.zeros(50), True),
@@ -317,6 +320,21 @@ def test_norms_are_upper_bounds_and_tight(seed, rows, columns, exponent, scaled_
     for i in range(columns):
         gram[i][i] += square * Fraction(float(s[i])) ** 2
     assert is_psd_exactly(gram)
+
+
+@pytest.mark.parametrize("factor", [0.5, 0.999, 1 - 1e-9, 1 - 1e-14])
+def test_an_estimate_that_is_too_small_gives_no_bound(monkeypatch, factor):
+    """The estimate is only where the search begins: the bound is what could be proved, or infinity."""
+    estimate = np.linalg.norm
+    monkeypatch.setattr(np.linalg, "norm", lambda *arguments: factor * estimate(*arguments))
+    assert norm_upper_bound(np.array([[3.0, 0], [0, 1]])) >= 3
+    assert norm_upper_bound(np.array([[3.0, 4.0]]), np.array([1.0, 2.0])) >= math.sqrt(13) * (1 - 1e-15)
+
+    def diverges(*arguments):
+        raise np.linalg.LinAlgError
+
+    monkeypatch.setattr(np.linalg, "norm", diverges)
+    assert norm_upper_bound(np.eye(2)) == math.inf
 
 
 def test_norms_of_special_matrices():
