@@ -20,14 +20,14 @@ class _RowSums(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, free: Tensor) -> Tensor:
         gram = free.mT @ free
-        ctx.save_for_backward(free, gram)
-        return gram.abs().sum(dim=1)
+        ctx.save_for_backward(free, gram.sign())
+        return gram.abs_().sum(dim=1)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        free, gram = ctx.saved_tensors
-        result: Tensor = free @ (gram.sign() * (gradient[:, None] + gradient))
+        free, sign = ctx.saved_tensors
+        result: Tensor = free @ (sign * (gradient[:, None] + gradient))
         return result
 
 

@@ -20,6 +20,8 @@ def conditioned(free: Tensor, greatest: float = MAX_CONDITION) -> Tensor:
 
     Rounding errors of what follows grow with 1 + |V|^2. The gradient is finite everywhere, at 0 too.
     """
+    if float(torch.linalg.vector_norm(free.detach())) ** 2 <= greatest:  # nothing to do, as in most steps
+        return free
     rows = free.abs()
     square = torch.minimum(free.square().sum(), rows.sum(0).amax() * rows.sum(1).amax())
     factor: Tensor = (greatest / square.clamp(min=greatest)).sqrt()
@@ -39,7 +41,9 @@ def cholesky(free: Tensor) -> Tensor:
 
 def from_lower(half: Tensor) -> Tensor:
     """The symmetric matrix with the lower triangle of ``half``."""
-    return torch.add(half.tril(), half.tril(-1).mT)
+    lower = half.tril()
+    lower.diagonal().mul_(0.5)
+    return lower + lower.mT
 
 
 class _Contraction(torch.autograd.Function):

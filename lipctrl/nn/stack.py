@@ -14,8 +14,6 @@ from torch import Tensor, nn
 
 Gain = float | Tensor  #: a positive number, or a float64 tensor () where the bound is learnt
 
-MAX_LOG_SCALE = 20.0  #: the scales of hidden units stay within exp(-20)..exp(20)
-
 
 class Stack(nn.Module, ABC):
     """Free parameters of l + 1 weight matrices for the sizes (n_0, n_1, ..., n_l, n_out), with l >= 0 hidden layers.
