@@ -142,7 +142,7 @@ def read_statistics(path: Path, size: int) -> tuple[np.ndarray, np.ndarray, floa
             raise InputError(f"its array {name!r} has shape {array.shape} and type {array.dtype}, expected floats of shape {shape}")
         exact(array, f"its array {name!r}")
         arrays[name] = array.astype(np.float64)
-    scale = np.sqrt(arrays["var"] + arrays["epsilon"])
-    if not (arrays["var"] >= 0).all() or not (scale > 0).all() or not arrays["clip_obs"] > 0:
+    positive = arrays["var"] + arrays["epsilon"]
+    if not (arrays["var"] >= 0).all() or not (positive > 0).all() or not arrays["clip_obs"] > 0:
         raise InputError("its variances, epsilon or clip_obs are not positive")
-    return arrays["mean"], scale, float(arrays["clip_obs"])
+    return arrays["mean"], np.sqrt(positive), float(arrays["clip_obs"])
