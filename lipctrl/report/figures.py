@@ -177,14 +177,15 @@ def learning_curve(ax: Axes, history: Sequence[Mapping[str, Any]]) -> dict[str, 
             f"round {index}",
             (offset[index], 1),
             xycoords=("data", "axes fraction"),
-            xytext=(3, -11),
+            xytext=(0, 3),
+            ha="center",
             textcoords="offset points",
             fontsize=9,
         )
     ax.set_yscale("log")
     ax.set_xlabel("gradient step")
     ax.set_ylabel("loss, half action boxes (Huber)")
-    ax.set_title("Learning curve")
+    ax.set_title("Learning curve", pad=18 if len(offset) > 1 else None)
     ax.grid(axis="y", color=RULE, linewidth=0.6)
     tidy(ax)
     legend(ax, handles, columns=2)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from lipctrl.certificates.checker.bundle import CERTIFICATE, POLICY, Certificate, PlantSubject, parse_plant, read_certificate
-from lipctrl.certificates.checker.kinds import check
+from lipctrl.certificates.checker.kinds import PLANT_DIGESTS, check
 from lipctrl.certificates.checker.verdict import Rejected, Verdict
 from lipctrl.core.errors import InputError
 from lipctrl.core.policy import Policy
@@ -45,7 +45,7 @@ class Entry:
 class RunContents:
     """Everything of a run folder that a report can show; parts that are not there are None or empty.
 
-    ``plant`` is that of a certificate, else the shipped one that the configuration names. ``samples`` are demonstrated
+    ``plant`` is that of a certificate, else the shipped one whose digest the configuration holds. ``samples`` are demonstrated
     observations (N, p).
     """
 
@@ -116,10 +116,9 @@ def _plant(entries: tuple[Entry, ...], config: Mapping[str, Any]) -> PlantSubjec
     for entry in entries:
         if entry.certificate is not None and "plant" in entry.certificate.subject:
             return entry.certificate.plant
-    name = config.get("plant", config.get("environment"))
-    with contextlib.suppress(InputError):
-        return None if name is None else parse_plant(make_plant(str(name)).subject())
-    return None
+    digests: dict[str, str] = json.loads(PLANT_DIGESTS.read_text(encoding="utf-8")) if PLANT_DIGESTS.exists() else {}
+    named = [name for name, digest in digests.items() if digest == config.get("plant_digest")]
+    return parse_plant(make_plant(named[0]).subject()) if named else None
 
 
 def _history(folder: Path) -> tuple[Mapping[str, Any], ...]:
