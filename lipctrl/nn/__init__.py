@@ -1,18 +1,22 @@
 """Networks with a known upper bound on their Lipschitz constant."""
 
 from lipctrl.nn.activations import ACTIVATIONS, Activation, group_sort, leaky_relu
+from lipctrl.nn.linear_plus import LinearPlusMLP
 from lipctrl.nn.mlp import LAYERS, LipschitzMLP
 from lipctrl.nn.network import LipschitzNetwork
 from lipctrl.nn.policy import LipschitzPolicy, lipschitz_policy
+from lipctrl.nn.residual import ResidualMLP
 from lipctrl.nn.stack import Stack
 
 __all__ = [
     "ACTIVATIONS",
     "LAYERS",
     "Activation",
+    "LinearPlusMLP",
     "LipschitzMLP",
     "LipschitzNetwork",
     "LipschitzPolicy",
+    "ResidualMLP",
     "Stack",
     "group_sort",
     "leaky_relu",

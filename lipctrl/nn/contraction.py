@@ -76,10 +76,9 @@ def contraction(free: Tensor) -> Tensor:
 
 
 def free_of_contraction(matrix: Tensor) -> Tensor:
-    """V with S^-1 V = ``matrix`` for S S^T = V V^T + I, rows on the left whatever the shape.
-
-    Raises LipctrlError where the norm of ``matrix`` is not below 1.
-    """
+    """V with ``contraction(V)`` = ``matrix``. Raises LipctrlError where the norm of ``matrix`` is not below 1."""
+    if matrix.shape[0] > matrix.shape[1]:
+        return free_of_contraction(matrix.mT).mT
     eye = torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
     root, info = torch.linalg.cholesky_ex(eye - matrix @ matrix.mT)
     if int(info) != 0:
