@@ -480,6 +480,11 @@ def test_zip_bombs_are_cut_off(folder, tmp_path):
     assert "larger than" in check(bomb).reason
 
 
+def test_large_members_of_a_zip_may_be_stored_without_compression(tmp_path):
+    large = b" " * (3 * bundle.MAX_DIRECTORY)
+    assert bundle._read_zip(_zip(tmp_path / "a.zip", [(CERTIFICATE, b"{}"), (WEIGHTS, large)]))[WEIGHTS] == large
+
+
 @pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
 def test_unusual_compression_is_refused(folder, tmp_path, method):
     members = [(name, (folder / name).read_bytes()) for name in (CERTIFICATE, WEIGHTS)]

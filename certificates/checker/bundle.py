@@ -243,10 +243,12 @@ def _read_member(folder: Path, name: str) -> bytes:
 
 
 def _capped(file: Any, name: str) -> bytes:
-    data: bytes = file.read(MAX_BYTES[name] + 1)
-    if len(data) > MAX_BYTES[name]:
-        raise Rejected(f"{name} is larger than {MAX_BYTES[name]} bytes")
-    return data
+    data = bytearray()
+    while piece := file.read(MAX_DIRECTORY):  # as much as _BoundedReader hands out a call
+        data += piece
+        if len(data) > MAX_BYTES[name]:
+            raise Rejected(f"{name} is larger than {MAX_BYTES[name]} bytes")
+    return bytes(data)
 
 
 class _BoundedReader(io.BytesIO):
