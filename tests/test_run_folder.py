@@ -94,6 +94,15 @@ def test_failed_write_leaves_the_old_file(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
 
 
+def test_leftovers_of_a_killed_write_are_cleared(tmp_path):
+    run = RunFolder(tmp_path, CONFIG_A)
+    run.save_state({"x": np.ones(2)}, {})
+    (tmp_path / f".{STATE}.0123456789ab.partial").write_bytes(b"half")
+    (tmp_path / "notes.txt").write_text("mine")
+    assert RunFolder(tmp_path, CONFIG_A).load_state() is not None
+    assert {path.name for path in tmp_path.iterdir()} == {CONFIG, STATE, "notes.txt"}
+
+
 scalars = st.one_of(
     st.booleans(), st.integers(-(2**63), 2**63 - 1), st.floats(allow_nan=False), st.text(st.characters(exclude_categories=["Cs"]))
 )

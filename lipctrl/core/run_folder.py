@@ -21,6 +21,7 @@ from safetensors.numpy import save as save_tensors
 
 from lipctrl.core.errors import InputError
 
+_PARTIAL = ".partial"  #: end of the temporary names of files that are being written
 CONFIG, JOURNAL, STATE = "config.toml", "journal.jsonl", "state.safetensors"
 
 
@@ -31,7 +32,7 @@ def write_atomically(path: Path | str, data: bytes | str) -> None:
     """
     path = Path(path)
     content = data.encode() if isinstance(data, str) else data
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}{_PARTIAL}")
     try:
         with open(temporary, "xb") as file:
             file.write(content)
@@ -62,6 +63,8 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"cannot make the run folder {self.path}: {error.strerror}") from error
+        for leftover in self.path.glob(f".*{_PARTIAL}"):  # of a run that was killed while it wrote
+            leftover.unlink(missing_ok=True)
         stored = self._stored_config()
         if stored is None:
             if (self.path / STATE).exists() or (self.path / JOURNAL).exists():
