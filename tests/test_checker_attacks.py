@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import base64
+import time
 import zlib
 from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
 
 import numpy as np
+import pytest
 from flint import arb
 
 from lipctrl.certificates.checker import intervals as iv
 from lipctrl.certificates.checker.balls import evaluate_balls
 from lipctrl.certificates.checker.bundle import Certificate, parse_certificate, parse_plant
 from lipctrl.certificates.checker.cells import Loop
+from lipctrl.certificates.checker.exact import Inexact, evaluate_exact
 from lipctrl.certificates.checker.graph import Graph
 from lipctrl.certificates.checker.kinds import check
 from lipctrl.certificates.checker.verdict import Verdict
@@ -120,3 +123,22 @@ def test_negative_volumes_are_refused() -> None:
     assert (
         "negative" in check(practical(resting_plant(1, 2), constant_policy(), [-1], [1], [[1]], 4.0, tree=[1 + HOLE], volume="-1")).reason
     )
+
+
+# --- work and memory --------------------------------------------------------------------------------------------------
+
+
+def test_exact_evaluation_is_a_bounded_amount_of_work() -> None:
+    """Thousands of denominators without common factors, and a long program of long rationals: refused early, not computed."""
+    s = Sketch()
+    x = s.constant(*(Fraction(1, 3**8000 + 2 * k) for k in range(4000)))
+    wide = s.graph(y=s.affine(x, np.ones((1, 4000))))
+    s = Sketch()
+    x = s.constant(*[Fraction(3**5000, 2**8000)] * 10_000)
+    for _ in range(50):
+        x = s("max", x, x)
+    start = time.process_time()
+    for graph in (wide, s.graph(y=x)):
+        with pytest.raises(Inexact):
+            evaluate_exact(graph, {})
+    assert time.process_time() - start < 10

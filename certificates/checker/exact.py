@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from fractions import Fraction
 from math import isqrt, lcm
 
@@ -11,6 +11,7 @@ import numpy as np
 from lipctrl.certificates.checker.graph import Graph, evaluate
 
 MAX_BITS = 16_384  #: of a numerator or denominator
+MAX_TOTAL_BITS = 1 << 29  #: of all numerators and denominators that one evaluation computes: well under a minute
 
 Vector = tuple[Fraction, ...]
 
@@ -34,12 +35,6 @@ def evaluate_exact(graph: Graph, inputs: Mapping[str, Sequence[Fraction]]) -> di
 def exact_tensor(values: np.ndarray) -> list[Fraction]:
     """The exact values of a float array, flattened in row-major order."""
     return [Fraction(v) for v in values.astype(np.float64).ravel().tolist()]
-
-
-def _bounded(values: Sequence[Fraction]) -> Vector:
-    if any(max(v.numerator.bit_length(), v.denominator.bit_length()) > MAX_BITS for v in values):
-        raise Inexact(f"a rational grew beyond {MAX_BITS} bits")
-    return tuple(values)
 
 
 def _at_zero(op: str, value: Fraction | None) -> Callable[[ExactAlgebra, Vector], Vector]:
@@ -68,7 +63,26 @@ def _pairs(a: Vector, b: Vector) -> zip[tuple[Fraction, Fraction]]:
 
 
 class ExactAlgebra:
-    """The operations of a Graph on tuples of rationals."""
+    """The operations of a Graph on tuples of rationals. One object serves one evaluation: its work is bounded."""
+
+    def __init__(self) -> None:
+        self._bits_left = MAX_TOTAL_BITS
+
+    def _bounded(self, values: Iterable[Fraction]) -> Vector:
+        """The values, one by one, while they are short and the work is not too much."""
+        kept = []
+        for value in values:
+            bits = value.numerator.bit_length(), value.denominator.bit_length()
+            if max(bits) > MAX_BITS:
+                raise Inexact(f"a rational grew beyond {MAX_BITS} bits")
+            self._spend(sum(bits))
+            kept.append(value)
+        return tuple(kept)
+
+    def _spend(self, bits: int) -> None:
+        self._bits_left -= bits
+        if self._bits_left < 0:
+            raise Inexact(f"more than {MAX_TOTAL_BITS} bits would have to be computed")
 
     sin = _at_zero("sin", Fraction(0))
     cos = _at_zero("cos", Fraction(1))
@@ -87,7 +101,7 @@ class ExactAlgebra:
         return (Fraction(0),) * len(x)
 
     def sqrt(self, x: Vector) -> Vector:
-        return tuple(_root(v) for v in x)
+        return self._bounded(_root(v) for v in x)
 
     def neg(self, x: Vector) -> Vector:
         return tuple(-v for v in x)
@@ -99,35 +113,35 @@ class ExactAlgebra:
         return tuple(max(v, Fraction(0)) for v in x)
 
     def leaky_relu(self, x: Vector, slope: Fraction) -> Vector:
-        return _bounded([v if v >= 0 else slope * v for v in x])
+        return self._bounded(v if v >= 0 else slope * v for v in x)
 
     def add(self, a: Vector, b: Vector) -> Vector:
-        return _bounded([x + y for x, y in _pairs(a, b)])
+        return self._bounded(x + y for x, y in _pairs(a, b))
 
     def sub(self, a: Vector, b: Vector) -> Vector:
-        return _bounded([x - y for x, y in _pairs(a, b)])
+        return self._bounded(x - y for x, y in _pairs(a, b))
 
     def mul(self, a: Vector, b: Vector) -> Vector:
-        return _bounded([x * y for x, y in _pairs(a, b)])
+        return self._bounded(x * y for x, y in _pairs(a, b))
 
     def div(self, a: Vector, b: Vector) -> Vector:
         if not all(b):
             raise Inexact("division by zero")
-        return _bounded([x / y for x, y in _pairs(a, b)])
+        return self._bounded(x / y for x, y in _pairs(a, b))
 
     def min(self, a: Vector, b: Vector) -> Vector:
-        return tuple(min(pair) for pair in _pairs(a, b))
+        return self._bounded(min(pair) for pair in _pairs(a, b))
 
     def max(self, a: Vector, b: Vector) -> Vector:
-        return tuple(max(pair) for pair in _pairs(a, b))
+        return self._bounded(max(pair) for pair in _pairs(a, b))
 
     def power(self, x: Vector, exponent: int) -> Vector:
         if any(max(v.numerator.bit_length(), v.denominator.bit_length()) * exponent > 2 * MAX_BITS for v in x):
             raise Inexact(f"a rational grew beyond {MAX_BITS} bits")
-        return _bounded([v**exponent for v in x])
+        return self._bounded(v**exponent for v in x)
 
     def clip(self, x: Vector, low: Vector, high: Vector) -> Vector:
-        return tuple(min(max(v, lo), hi) for v, lo, hi in zip(x, low, high, strict=True))
+        return self._bounded(min(max(v, lo), hi) for v, lo, hi in zip(x, low, high, strict=True))
 
     def constant(self, values: Vector) -> Vector:
         return values
@@ -139,6 +153,8 @@ class ExactAlgebra:
         return tuple(v for part in parts for v in part)
 
     def group_sort(self, x: Vector, group_size: int) -> Vector:
+        for _ in range(min(group_size, len(x)).bit_length()):
+            self._bounded(x)  # sorting compares each value about as often
         return tuple(v for start in range(0, len(x), group_size) for v in sorted(x[start : start + group_size]))
 
     def affine(self, x: Vector, weight: np.ndarray, bias: np.ndarray | None) -> Vector:
@@ -146,11 +162,14 @@ class ExactAlgebra:
         offset = (Fraction(0),) * len(weight) if bias is None else tuple(exact_tensor(bias))
         if not any(x):
             return offset
-        scale = lcm(*(v.denominator for v in x))
-        if scale.bit_length() > MAX_BITS:
-            raise Inexact(f"a rational grew beyond {MAX_BITS} bits")
+        scale = 1
+        for v in x:
+            scale = lcm(scale, v.denominator)
+            if scale.bit_length() > MAX_BITS:
+                raise Inexact(f"a rational grew beyond {MAX_BITS} bits")
         whole = [v.numerator * (scale // v.denominator) for v in x]
-        return _bounded([_dot(row, whole) / scale + b for row, b in zip(weight, offset, strict=True)])
+        self._spend(weight.size * (1 + max(w.bit_length() for w in whole) // 16))
+        return self._bounded(_dot(row, whole) / scale + b for row, b in zip(weight, offset, strict=True))
 
     def recentre(self, x: Vector, graph: Graph, point: Vector, offset: np.ndarray) -> Vector:
         (name,), (output,), size = graph.input_sizes, graph.outputs, len(offset)
