@@ -13,6 +13,7 @@ import torch
 from stable_baselines3 import A2C, PPO, SAC, TD3
 
 from lipctrl.certificates.lipschitz import certify_lipschitz
+from lipctrl.cli import main
 from lipctrl.core.errors import InputError
 from lipctrl.core.numpy_evaluation import compile_numpy
 from lipctrl.readers import read_network, read_sb3
@@ -380,3 +381,13 @@ class TestHostileFiles:
             archive.writestr("certificate.json", "{}")
         with pytest.raises(InputError, match="'data'"):
             read_network(tmp_path / "p.zip")
+
+
+def test_the_command_line_takes_the_flags(saved, tmp_path, capsys):
+    words = "--squash yes --activation relu --observation-normaliser none --action-low -1.5 -2.1234567 --action-high 1.25 0.0123456789"
+    path = saved("td3 slanted")[0]
+    assert main(["lipschitz", str(path), *words.split(), "--json", "--out", str(tmp_path / "bound")]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["level"] == "proved" and found["units"] == "physical"
+    assert main(["lipschitz", str(path), *words.replace("yes", "no").split(), "--out", str(tmp_path / "other")]) == 2
+    assert "squash is False" in capsys.readouterr().err

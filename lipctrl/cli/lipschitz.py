@@ -35,6 +35,16 @@ class Lipschitz(Verb):
     """Lower corner of a box of observations: a local bound (not offered yet)."""
     high: Annotated[tuple[float, ...], tyro.conf.arg(metavar="NUMBER ...")] = ()
     """Upper corner of the box (not offered yet)."""
+    squash: Literal["yes", "no"] | None = None
+    """Of a zip: whether a tanh, scaled to the action box, is at the output; like the next ones only where the zip does not say it."""
+    activation: str | None = None
+    """Of a zip: what stands between the layers, such as tanh or relu."""
+    observation_normaliser: Annotated[str | None, tyro.conf.arg(metavar="NPZ|none|unknown")] = None
+    """Of a zip: statistics of its VecNormalize (mean, var, epsilon, clip_obs), or none where observations were not normalised."""
+    action_low: Annotated[tuple[float, ...], tyro.conf.arg(metavar="NUMBER ...")] = ()
+    """Of a zip: lower corner of the action box."""
+    action_high: Annotated[tuple[float, ...], tyro.conf.arg(metavar="NUMBER ...")] = ()
+    """Of a zip: upper corner of the action box."""
     out: OptionalFolder = None
     """Folder for the certificate and results.json; by default runs/lipschitz-DIGEST."""
 
@@ -52,7 +62,14 @@ class Lipschitz(Verb):
             raise InputError(
                 "--low and --high (a bound on a box only) cannot be proved in this version; leave both out for the global bound"
             )
-        network = read_network(self.network)
+        network = read_network(
+            self.network,
+            squash=None if self.squash is None else self.squash == "yes",
+            activation=self.activation,
+            observation_normaliser=self.observation_normaliser,
+            action_low=self.action_low or None,
+            action_high=self.action_high or None,
+        )
         for note in (*network.notes, *UNITS.get(network.units, ())):
             console.warn(note)
         folder = output_folder(self.out or f"runs/lipschitz-{network.graph.digest()[:12]}")
