@@ -213,6 +213,31 @@ def test_sorting_not_a_number_gives_not_a_number():
     assert [v.is_finite() for v in values] == [False, False, True]
 
 
+vectors = st.lists(small, min_size=3, max_size=3)
+
+
+@settings(max_examples=30)
+@given(vectors, vectors, small.filter(bool), st.integers(0, 5))
+def test_balls_of_rational_operations_are_tight_around_the_exact_value(a, b, c, exponent):
+    high = tuple(v + 1 for v in b)
+    cases = [
+        *((op, [a], {}) for op in ("neg", "abs", "relu")),
+        *((op, [a, b], {}) for op in ("add", "sub", "mul", "min", "max", "concatenate")),
+        *((op, [a, [c]], {}) for op in ("add", "sub", "mul", "min", "max", "div")),
+        *((op, [[c], a], {}) for op in ("add", "sub", "mul", "min", "max")),
+        ("power", [a], {"exponent": exponent}),
+        ("leaky_relu", [a], {"slope": c}),
+        ("clip", [a], {"low": tuple(b), "high": high}),
+        ("select", [a], {"indices": (2, 0, 0)}),
+        ("group_sort", [a], {"group_size": 2}),
+        ("constant", [], {"values": tuple(a)}),
+    ]
+    for op, operands, attributes in cases:
+        exact, balls = exactly(op, *operands, **attributes), in_balls(op, *operands, **attributes)
+        assert holds(balls, exact)
+        assert all(v.rad() < 1e-40 for v in balls)
+
+
 @settings(max_examples=200)
 @given(graphs_with_inputs())
 def test_balls_hold_exact_values_of_random_graphs(case):
