@@ -1,6 +1,7 @@
 """Networks with a known upper bound on their Lipschitz constant."""
 
 from lipctrl.nn.activations import ACTIVATIONS, Activation, group_sort, leaky_relu
+from lipctrl.nn.convex import InputConvexMLP, MonotoneMLP
 from lipctrl.nn.linear_plus import LinearPlusMLP
 from lipctrl.nn.mlp import LAYERS, LipschitzMLP
 from lipctrl.nn.network import LipschitzNetwork
@@ -12,10 +13,12 @@ __all__ = [
     "ACTIVATIONS",
     "LAYERS",
     "Activation",
+    "InputConvexMLP",
     "LinearPlusMLP",
     "LipschitzMLP",
     "LipschitzNetwork",
     "LipschitzPolicy",
+    "MonotoneMLP",
     "ResidualMLP",
     "Stack",
     "group_sort",
