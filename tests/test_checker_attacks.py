@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from flint import arb
 
+from lipctrl.certificates.checker import exact
 from lipctrl.certificates.checker import intervals as iv
 from lipctrl.certificates.checker.balls import evaluate_balls
 from lipctrl.certificates.checker.bundle import Certificate, parse_certificate, parse_plant
@@ -21,6 +22,7 @@ from lipctrl.certificates.checker.exact import Inexact, evaluate_exact
 from lipctrl.certificates.checker.graph import Graph
 from lipctrl.certificates.checker.kinds import check
 from lipctrl.certificates.checker.verdict import Verdict
+from lipctrl.certificates.checker.work import MAX_FLOATS, work_of_step
 from lipctrl.certificates.checker.writing import certificate_bytes
 from tests.loops import Sketch, subject
 
@@ -100,13 +102,13 @@ def test_volumes_of_boxes_with_tiny_and_huge_sides_are_not_rounded_up() -> None:
     """The first six sides multiply to 0.6 * 2^-1074, which float64 rounds to 2^-1074; the other six bring that back to 1e19."""
     sides = [0.6 * 2.0**-179, *[2.0**-179] * 5, *[2.0**190] * 6]
     P = np.diag([2.0**100] * 6 + [2.0**-199] * 6)
-    exact = Fraction(1)
+    volume = Fraction(1)
     for side in sides:
-        exact *= Fraction(side)
+        volume *= Fraction(side)
     box = [-side / 2 for side in sides], [side / 2 for side in sides]
     parts = (resting_plant(12, Fraction(2) ** 195), constant_policy(observations=12), *box, P, 2.0**199)
-    accepted(*parts, tree=[12 + HOLE], volume=str(exact * Fraction(99, 100)))
-    assert check(practical(*parts, tree=[12 + HOLE], volume=str(exact * Fraction(101, 100)))).status == "rejected"
+    accepted(*parts, tree=[12 + HOLE], volume=str(volume * Fraction(99, 100)))
+    assert check(practical(*parts, tree=[12 + HOLE], volume=str(volume * Fraction(101, 100)))).status == "rejected"
 
 
 def test_printed_numbers_are_rounded_to_the_safe_side() -> None:
@@ -128,17 +130,69 @@ def test_negative_volumes_are_refused() -> None:
 # --- work and memory --------------------------------------------------------------------------------------------------
 
 
-def test_exact_evaluation_is_a_bounded_amount_of_work() -> None:
+def test_exact_evaluation_is_a_bounded_amount_of_work(monkeypatch: pytest.MonkeyPatch) -> None:
     """Thousands of denominators without common factors, and a long program of long rationals: refused early, not computed."""
     s = Sketch()
-    x = s.constant(*(Fraction(1, 3**8000 + 2 * k) for k in range(4000)))
-    wide = s.graph(y=s.affine(x, np.ones((1, 4000))))
+    x = s.constant(*(Fraction(1, 3**8000 + 2 * k) for k in range(2000)))
+    wide = s.graph(y=s.affine(x, np.ones((1, 2000))))
     s = Sketch()
     x = s.constant(*[Fraction(3**5000, 2**8000)] * 10_000)
     for _ in range(50):
         x = s("max", x, x)
+    monkeypatch.setattr(exact, "MAX_TOTAL_BITS", 1 << 24)
     start = time.process_time()
     for graph in (wide, s.graph(y=x)):
         with pytest.raises(Inexact):
             evaluate_exact(graph, {})
-    assert time.process_time() - start < 10
+    assert time.process_time() - start < 5
+
+
+def select_and_repeat(size: int, nodes: int) -> Graph:
+    """A policy that computes ``nodes`` vectors of the given size for nothing."""
+    s = Sketch()
+    x = s("select", s.input("observation", 1), indices=(0,) * size)
+    for _ in range(nodes):
+        x = s("neg", x)
+    return s.graph(action=s("clip", s("select", x, indices=(0,)), low=(Fraction(-1),), high=(Fraction(1),)))
+
+
+def full_tree(depth: int, leaf: int) -> bytes:
+    """Symbols of a scalar box that is halved ``depth`` times everywhere."""
+    return bytes([leaf]) if depth == 0 else bytes([0]) + 2 * full_tree(depth - 1, leaf)
+
+
+def test_wide_policies_are_enclosed_in_small_batches() -> None:
+    """2048 cells of half a million numbers each at a time would fill 100 GB."""
+    policy = select_and_repeat(16_000, 30)
+    plant = resting_plant(1, 2)
+    work = work_of_step(Loop(parse_plant(plant), policy))
+    assert 1 <= work.cells_at_once <= MAX_FLOATS / (16_000 * 30) and work.floats > 16_000 * 30
+    accepted(plant, policy, [-1], [1], [[1]], 2.0, tree=full_tree(3, 1 + HOLE))
+
+
+@pytest.mark.parametrize(("policy", "depth"), [(select_and_repeat(16_000, 30), 9), (select_and_repeat(1, 10_000), 15)])
+def test_more_work_than_a_minute_or_two_is_refused_at_once(policy: Graph, depth: int) -> None:
+    verdict = check(practical(resting_plant(1, 2), policy, [-1], [1], [[1]], 2.0, tree=full_tree(depth, 1 + HOLE)))
+    assert verdict.status == "rejected" and "units of work" in verdict.reason
+
+
+def test_a_cell_that_does_not_fit_into_memory_is_refused() -> None:
+    s = Sketch()
+    x = s("group_sort", s("select", s.input("observation", 1), indices=(0,) * 16_000), group_size=16_000)
+    policy = s.graph(action=s("select", x, indices=(0,)))
+    verdict = check(practical(resting_plant(1, 2), policy, [-1], [1], [[1]], 2.0, tree=[1 + HOLE]))
+    assert verdict.status == "rejected" and "numbers" in verdict.reason
+
+
+def test_numbers_of_thousands_of_digits_are_refused_where_they_would_be_eliminated_with() -> None:
+    """A 12 x 12 matrix of 4000-digit rationals takes hours to factorise exactly: L and c0 must be floats."""
+    n, long = 12, str(Fraction(3**4000, 3**4000 + 2))
+    region = {"low": [(-1.0).hex()] * n, "high": [(1.0).hex()] * n, "P": [[float(i == j).hex() for j in range(n)] for i in range(n)]}
+    claim = {"property": "exponentially_stable", "region": {**region, "rho": (0.5).hex()}, "decrease_rate": "1/1000", "volume": "0"}
+    origin = {"domain": [(0.5).hex()] * n, "hole": [(0.1).hex()] * n, "L": [[long] * n] * n, "c0": "1"}
+    tree = base64.b64encode(zlib.compress(bytes([n + HOLE]))).decode()
+    data = certificate_bytes(
+        kind="closed-loop-lyapunov-bab", claim={**claim, "local_rate": "1/10"}, policy=constant_policy(observations=n),
+        plant=resting_plant(n, 2), evidence={"tree": tree, "origin": origin},
+    )  # fmt: skip
+    assert "float64" in check(parse_certificate(*data)).reason

@@ -27,18 +27,18 @@ import numpy as np
 from flint import arb, arb_mat, ctx
 
 from lipctrl.certificates.checker import intervals as iv
-from lipctrl.certificates.checker.bundle import Certificate, fields, floats, graph_cost, number, numbers
+from lipctrl.certificates.checker.bundle import Certificate, fields, floats, number
 from lipctrl.certificates.checker.cells import Loop, Step, centre_radius, keep_factor, level_range
 from lipctrl.certificates.checker.exact import Inexact, evaluate_exact
 from lipctrl.certificates.checker.graph import GraphError
 from lipctrl.certificates.checker.intervals import Array
 from lipctrl.certificates.checker.verdict import Rejected, Verdict, shown, verified
+from lipctrl.certificates.checker.work import BATCH, work_of_step
 
 KIND = "closed-loop-lyapunov-bab"
 MAX_DIMENSION = 12
 MAX_NODES = 4_000_000
-MAX_WORK = 4e12  #: leaves times multiplications of one cell
-BATCH = 2048
+MAX_WORK = 4_000_000_000  #: units of work, see ``checker/work.py``
 VOLUME_CELLS, VOLUME_ROUNDS = 1 << 15, 100  #: splitting for the volume stops at this many crossed cells, or halvings
 PROPERTIES = {"real": ("exponentially_stable", "practically_stable"), "float32": ("practically_stable",)}
 LEAVES = ("out", "ok", "hole")
@@ -61,13 +61,13 @@ def verify(certificate: Certificate) -> Verdict:
     """Check one certificate. Raises Rejected with the reason."""
     iv.require_ieee()
     loop, claim, evidence = read(certificate)
-    leaves = list(derive_leaves(evidence["tree"], claim.low, claim.high, loop.dimension))
-    values, products = (
-        sum(part) for part in zip(*(graph_cost(g) for g in (loop.policy, loop.plant.dynamics, loop.plant.observe)), strict=True)
-    )
-    count = sum(len(low) for _, low, _ in leaves)
-    if count * (values + products) * (loop.dimension + 4.0) > MAX_WORK:
-        raise Rejected(f"{count} leaves of {values + products} operations are more work than the checker accepts")
+    work = work_of_step(loop)
+    if not work.cells_at_once:
+        raise Rejected(f"one cell needs {work.floats} numbers, more than the checker keeps")
+    leaves = list(derive_leaves(evidence["tree"], claim.low, claim.high, loop.dimension, work.cells_at_once))
+    units = sum(work.total(len(low)) for code, low, _ in leaves if code != "out")
+    if units > MAX_WORK:
+        raise Rejected(f"{units:.2g} units of work, the checker accepts {MAX_WORK:.2g}")
     proved = _origin(loop, claim, evidence, leaves)
     for code, low, high in leaves:
         if code != "hole":
@@ -122,7 +122,7 @@ def _check_policy_fits(loop: Loop) -> None:
 # --- leaves -----------------------------------------------------------------------------------------------------------
 
 
-def derive_leaves(text: object, low: Array, high: Array, n: int) -> Iterator[tuple[str, Array, Array]]:
+def derive_leaves(text: object, low: Array, high: Array, n: int, batch: int = BATCH) -> Iterator[tuple[str, Array, Array]]:
     """Boxes of the split tree, in batches of one code. Symbols in preorder: axis 0..n-1 splits at the midpoint, n + i is leaf i."""
     symbols = _symbols(text)
     pending: dict[str, list[tuple[Array, Array]]] = {code: [] for code in LEAVES}
@@ -136,7 +136,7 @@ def derive_leaves(text: object, low: Array, high: Array, n: int) -> Iterator[tup
                 raise Rejected(f"the split tree has an unknown symbol {symbol}")
             code = LEAVES[symbol - n]
             pending[code].append((a, b))
-            if len(pending[code]) == BATCH:
+            if len(pending[code]) == (BATCH if code == "out" else batch):
                 yield code, *_stacked(pending[code])
                 pending[code] = []
             continue
@@ -212,7 +212,7 @@ def _origin(loop: Loop, claim: Claim, evidence: Mapping[str, Any], leaves: list[
                 raise Rejected("a hole leaf reaches outside the hole box")
         return {"local_rate": rate}
     reached = float(floats([claim.extra["reached_level"]], 1, "reached_level")[0])
-    ball = number(claim.extra["ball"], "ball")
+    ball = Fraction(float(floats([claim.extra["ball"]], 1, "ball")[0]))
     if not (0 < reached <= claim.rho and ball > 0):
         raise Rejected("needs 0 < reached_level <= rho and a positive ball")
     for low, high in holes:
@@ -244,8 +244,8 @@ def check_contraction(loop: Loop, claim: Claim, origin: object, rate: Fraction) 
     domain, hole = floats(table["domain"], n, "domain"), floats(table["hole"], n, "hole")
     if not isinstance(table["L"], list) or len(table["L"]) != n:
         raise Rejected(f"origin L must have {n} rows")
-    rows = [numbers(row, n, "L") for row in table["L"]]
-    c0 = number(table["c0"], "c0")
+    rows = _rational(np.stack([floats(row, n, "L") for row in table["L"]]))
+    c0 = Fraction(float(floats([table["c0"]], 1, "c0")[0]))
     if not (c0 > 0 and 0 < rate < 1 and (hole > 0).all() and (domain > 0).all() and (domain <= np.minimum(-claim.low, claim.high)).all()):
         raise Rejected("origin needs c0 > 0, 0 < local_rate < 1, hole > 0 and a domain inside the box")
     check_equilibrium(loop)
