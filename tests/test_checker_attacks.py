@@ -14,12 +14,13 @@ import pytest
 from flint import arb
 
 from lipctrl.certificates.checker import exact
+from lipctrl.certificates.checker import graph as graph_module
 from lipctrl.certificates.checker import intervals as iv
 from lipctrl.certificates.checker.balls import evaluate_balls
 from lipctrl.certificates.checker.bundle import Certificate, parse_certificate, parse_plant
 from lipctrl.certificates.checker.cells import Loop
 from lipctrl.certificates.checker.exact import Inexact, evaluate_exact
-from lipctrl.certificates.checker.graph import Graph
+from lipctrl.certificates.checker.graph import Graph, Node, graph_from_json, graph_to_json
 from lipctrl.certificates.checker.kinds import check
 from lipctrl.certificates.checker.verdict import Verdict
 from lipctrl.certificates.checker.work import MAX_FLOATS, work_of_step
@@ -196,3 +197,18 @@ def test_numbers_of_thousands_of_digits_are_refused_where_they_would_be_eliminat
         plant=resting_plant(n, 2), evidence={"tree": tree, "origin": origin},
     )  # fmt: skip
     assert "float64" in check(parse_certificate(*data)).reason
+
+
+def test_tensors_are_looked_through_once_however_many_graphs_are_nested(monkeypatch: pytest.MonkeyPatch) -> None:
+    """20,000 nested graphs beside 256 MB of weights: once each, an hour."""
+    looked: list[str] = []
+    monkeypatch.setattr(graph_module, "_check_tensor", lambda name, tensor: looked.append(name))
+    inner = Graph((Node("input", (), {"name": "z", "size": 1}),), {"o": 0}, {}, 1)
+    s = Sketch()
+    x, s.tensors["offset"] = s.input("observation", 1), np.zeros(1, np.float32)
+    for _ in range(50):
+        x = s("recentre", x, graph=inner, point=(Fraction(0),), offset="offset")
+    policy = s.graph(action=x)
+    looked.clear()
+    graph_from_json(graph_to_json(policy), policy.tensors)
+    assert len(looked) <= 2

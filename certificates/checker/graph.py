@@ -66,8 +66,9 @@ class Graph:
             raise GraphError(f"graph has {len(self.nodes)} nodes, at most {MAX_NODES} are allowed")
         if self.nesting > MAX_NESTING:
             raise GraphError(f"graphs may be nested {MAX_NESTING} deep at most")
-        for name, tensor in self.tensors.items():
-            _check_tensor(name, tensor)
+        if self.nesting == 0:  # nested graphs share these tensors: once is enough
+            for name, tensor in self.tensors.items():
+                _check_tensor(name, tensor)
         sizes: list[int] = []
         for index, node in enumerate(self.nodes):
             try:
