@@ -1,6 +1,7 @@
 """ONNX files: what is read computes what the reference evaluator computes; what cannot be read is refused by its name."""
 
 import os
+import subprocess
 import sys
 
 import numpy as np
@@ -8,10 +9,12 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
+from lipctrl import readers
 from lipctrl.certificates.checker.chain import read_chain
 from lipctrl.certificates.lipschitz import certify_lipschitz
 from lipctrl.core.errors import InputError
 from lipctrl.core.numpy_evaluation import compile_numpy
+from lipctrl.core.policy import Policy
 from lipctrl.readers import read_network, read_onnx
 
 GENERATOR = np.random.default_rng(5)
@@ -315,3 +318,15 @@ def test_large_files_and_things_that_are_no_files_are_refused(tmp_path):
 def test_reading_needs_no_runtime(save):
     read_onnx(save(mlp()))
     assert "onnxruntime" not in sys.modules
+
+
+def test_policy_folders_are_read_too_and_the_package_is_lazy(save, tmp_path):
+    graph = read_onnx(save(mlp())).graph
+    names = [[(f"{kind}{i}", "1") for i in range(size)] for kind, size in (("o", SIZE), ("a", 2))]
+    network = read_network(Policy(graph, *names).save(tmp_path / "policy"))
+    assert (network.graph.digest(), network.units) == (graph.digest(), "physical")
+    assert dir(readers) == ["Network", "read_network", "read_onnx", "read_sb3", "read_torch"]
+    with pytest.raises(AttributeError, match="it has Network, read_network"):
+        readers.read_everything  # noqa: B018
+    script = "import sys, lipctrl.readers.onnx; sys.exit('torch' in sys.modules or 'onnx' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0

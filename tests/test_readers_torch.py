@@ -129,6 +129,7 @@ REFUSED = {
     "one of float32 and float64": lambda: nn.Linear(2, 2).half(),
     "expected 1 to -1": lambda: nn.Sequential(nn.Linear(2, 2), nn.Flatten(0)),
     r"module\.1 \(Linear\).*does not fit": lambda: nn.Sequential(nn.Linear(2, 2), nn.Linear(3, 2)),
+    "meta device": lambda: nn.Linear(2, 2, device="meta"),
     "beta": lambda: nn.Sequential(nn.Linear(2, 2), nn.Softplus(beta=-1)),
 }
 

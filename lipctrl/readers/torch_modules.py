@@ -36,6 +36,8 @@ def read_torch(module: nn.Module) -> Network:
     dtypes = {tensor.dtype for tensor in (*module.parameters(), *module.buffers()) if tensor.dtype != torch.int64}
     if dtypes not in ({torch.float32}, {torch.float64}):
         raise InputError(f"the module holds tensors of {sorted(map(str, dtypes))}, expected one of float32 and float64")
+    if any(tensor.is_meta for tensor in (*module.parameters(), *module.buffers())):
+        raise InputError("the module lies on the meta device, which holds no numbers; load its weights first")
     (dtype,) = dtypes
     builder, notes = Builder(size), dict.fromkeys(["numbers are in the units of the module's input and output"])
     x = builder.observation
