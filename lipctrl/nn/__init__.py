@@ -1,6 +1,8 @@
 """Networks with a known upper bound on their Lipschitz constant."""
 
 from lipctrl.nn.activations import ACTIVATIONS, Activation, group_sort, leaky_relu
+from lipctrl.nn.blocks import block_gains
+from lipctrl.nn.calculus import lipschitz_constant
 from lipctrl.nn.convex import InputConvexMLP, MonotoneMLP
 from lipctrl.nn.linear_plus import LinearPlusMLP
 from lipctrl.nn.mlp import LAYERS, LipschitzMLP
@@ -21,7 +23,9 @@ __all__ = [
     "MonotoneMLP",
     "ResidualMLP",
     "Stack",
+    "block_gains",
     "group_sort",
     "leaky_relu",
+    "lipschitz_constant",
     "lipschitz_policy",
 ]
