@@ -342,3 +342,14 @@ def test_reading_raises_only_rejected(tmp_path):
         (tmp_path / "dir").mkdir(exist_ok=True)
         with pytest.raises(Rejected):
             read_certificate(tmp_path / name)
+
+
+def test_a_certificate_that_many_rest_on_is_verified_once(tmp_path, stubs):
+    """Eight that rest on eight that rest on eight would be 584 verifications."""
+    verified = []
+    stubs["sure"].verify = lambda certificate: verified.append(certificate.sha256) or _Stub().verify(certificate)
+    layer = [digest(write(tmp_path / "0", "sure"))]
+    for depth in (1, 2):
+        layer = [digest(write(tmp_path / f"{depth}{k}", "sure", layer * (8 if depth == 1 else 1), name=k)) for k in range(8)]
+    assert check(write(tmp_path / "top", "sure", layer)).level == "proved"
+    assert len(verified) == len(set(verified)) == 18

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 
@@ -32,10 +33,30 @@ def check(certificate: Source | Certificate, about: Source | None = None, requir
     are certificates that this one may rest on; those in folders beside it are found too.
     """
     expected = None if about is None else resolve_about(about)
-    return _check(certificate, expected, tuple(required), MAX_CHAIN)
+    return _check(certificate, expected, _Library(tuple(required)), MAX_CHAIN)
 
 
-def _check(source: Source | Certificate, expected: tuple[str, str] | None, required: tuple[Source, ...], depth: int) -> Verdict:
+@dataclass
+class _Library:
+    """Certificates that others may rest on. Each is read for its digest once, and verified once."""
+
+    given: tuple[Source, ...]
+    seen: set[str] = field(default_factory=set)
+    found: dict[str, Source] = field(default_factory=dict)  #: by the SHA-256 of certificate.json
+    verdicts: dict[str, Verdict] = field(default_factory=dict)
+
+    def look(self, candidates: Sequence[Source]) -> None:
+        """Note the digests of these certificates; what cannot be read is passed over."""
+        for candidate in candidates:
+            if str(candidate) not in self.seen:
+                self.seen.add(str(candidate))
+                try:
+                    self.found.setdefault(read_certificate(candidate).sha256, candidate)
+                except Rejected:
+                    continue
+
+
+def _check(source: Source | Certificate, expected: tuple[str, str] | None, library: _Library, depth: int) -> Verdict:
     found: Certificate | None = None
     try:
         found = source if isinstance(source, Certificate) else read_certificate(source)
@@ -43,7 +64,7 @@ def _check(source: Source | Certificate, expected: tuple[str, str] | None, requi
             raise Rejected(f"unknown kind {found.kind[:60]!r}, this checker knows {', '.join(KINDS)}")
         if expected is not None and found.digests.get(expected[0]) != expected[1]:
             raise Rejected(f"the certificate is about another {expected[0]}: {found.digests.get(expected[0])}, not {expected[1]}")
-        supports = [_support(digest, source, required, depth) for digest in found.requires]
+        supports = [_support(digest, source, library, depth) for digest in dict.fromkeys(found.requires)]
         verdict: Verdict = import_module(KINDS[found.kind]).verify(found)
     except Rejected as error:
         return _rejection(str(error), found)
@@ -67,22 +88,22 @@ def _rejection(reason: str, certificate: Certificate | None) -> Verdict:
     )
 
 
-def _support(digest: str, source: Source | Certificate, required: tuple[Source, ...], depth: int) -> Verdict:
+def _support(digest: str, source: Source | Certificate, library: _Library, depth: int) -> Verdict:
     """The verdict about a certificate that this one rests on. Raises Rejected where it is missing or does not hold."""
     if depth == 0:
         raise Rejected(f"more than {MAX_CHAIN} certificates rest on each other")
-    candidates = (*required, *_beside(source))
-    for candidate in candidates:
-        try:
-            other = read_certificate(candidate)
-        except Rejected:
-            continue
-        if other.sha256 == digest:
-            verdict = _check(other, None, candidates, depth - 1)
-            if verdict.level not in (PROVED, PROVED_FOR_MODEL):
-                raise Rejected(f"rests on certificate {digest[:12]}, which is not proved: {verdict.reason or verdict.level}")
-            return verdict
-    raise Rejected(f"rests on certificate {digest}, which was not found beside it or among those given")
+    if digest not in library.verdicts:
+        library.look([*library.given, *_beside(source)])
+        if digest not in library.found:
+            raise Rejected(f"rests on certificate {digest}, which was not found beside it or among those given")
+        other = read_certificate(library.found[digest])
+        if other.sha256 != digest:
+            raise Rejected(f"certificate {digest[:12]} changed while it was read")
+        verdict = _check(other, None, library, depth - 1)
+        if verdict.level not in (PROVED, PROVED_FOR_MODEL):
+            raise Rejected(f"rests on certificate {digest[:12]}, which is not proved: {verdict.reason or verdict.level}")
+        library.verdicts[digest] = verdict
+    return library.verdicts[digest]
 
 
 def _beside(source: Source | Certificate) -> list[Path]:
