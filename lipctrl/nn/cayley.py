@@ -24,9 +24,12 @@ def cayley_parts(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def cayley_gradient(matrix: Tensor, inverse: Tensor, inner: Tensor, head: Tensor, tail: Tensor) -> Tensor:
     """The gradient at Z from those at the parts of Q, ``head`` and ``tail``; ``inner`` is Q^T times both together, (n, n)."""
     n = matrix.shape[-1]
-    system = -(inner + head) @ inverse.mT  # the gradient at S
-    lower = torch.addmm(matrix[n:] @ (system + system.mT), tail, inverse.mT, alpha=-2)
-    return torch.cat([system - system.mT, lower])
+    system = torch.mm(inner + head, inverse.mT).neg_()  # the gradient at S
+    result = torch.empty_like(matrix)
+    torch.sub(system, system.mT, out=result[:n])
+    torch.mm(tail, inverse.mT, out=result[n:])
+    result[n:].mul_(-2).addmm_(matrix[n:], system + system.mT)
+    return result
 
 
 class _Cayley(torch.autograd.Function):
@@ -70,11 +73,10 @@ class CayleyMatrix(nn.Module):
         self.raw_norm = nn.Parameter(start.norm().clone())
 
     def free(self) -> Tensor:
-        """Z (rows, columns), float64."""
-        direction = self.raw_direction.double()
-        norm = torch.linalg.matrix_norm(direction)
+        """Z (rows, columns), float64. Scaled in the dtype of the parameters, since any Z will do."""
+        norm = torch.linalg.vector_norm(self.raw_direction)
         safe = torch.where(norm > 0, norm, torch.ones_like(norm))  # Z = 0 stays 0
-        return direction * (self.raw_norm.double() / safe)
+        return (self.raw_direction * (self.raw_norm / safe)).double()
 
     def forward(self) -> Tensor:
         """Q (rows, columns), float64."""
