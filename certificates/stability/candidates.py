@@ -61,18 +61,22 @@ def level_of(P: Array, samples: Samples, rate: float) -> tuple[float, float]:
     return rho, samples.volume * float((level[: samples.whole] < rho).mean())
 
 
-def linearisation(step: StepFunction, n: int, spread: float = 1e-6) -> Array:
-    """Central differences of the loop at the equilibrium, (n, n)."""
-    offsets = np.concatenate([np.eye(n), -np.eye(n)]) * spread
-    after = step(offsets)
-    return np.asarray((after[:n] - after[n:]).T / (2 * spread))
+def linearisation(step: StepFunction, low: Array, high: Array) -> Array:
+    """Central differences of the loop at the equilibrium over a millionth of the box, (n, n)."""
+    spread = 1e-6 * np.minimum(-low, high)
+    after = step(np.concatenate([np.diag(spread), -np.diag(spread)]))
+    return np.asarray((after[: len(low)] - after[len(low) :]).T / (2 * spread))
+
+
+def spectral_radius(A: Array) -> float:
+    """The greatest modulus of an eigenvalue; infinite where A is not finite."""
+    return float(np.abs(np.linalg.eigvals(A)).max()) if np.isfinite(A).all() else np.inf
 
 
 def find_candidate(step: StepFunction, low: Array, high: Array, *, rate: float, seed: int) -> Candidate | None:
     """The ellipsoid with the largest sampled volume found by local searches, or ``None`` where the linearisation is not stable."""
-    n = len(low)
-    A = linearisation(step, n)
-    if not np.abs(np.linalg.eigvals(A)).max() < np.sqrt(1 - rate):
+    A = linearisation(step, low, high)
+    if not spectral_radius(A) < np.sqrt(1 - rate):
         return None
     samples = sample_steps(step, low, high, seed)
     scale = np.minimum(-low, high)

@@ -20,7 +20,7 @@ from lipctrl.certificates.checker.verdict import Verdict
 from lipctrl.certificates.checker.verifiers.closed_loop_lyapunov_bab import KIND, Claim, derive_leaves, volume_bound
 from lipctrl.certificates.checker.writing import write_certificate
 from lipctrl.certificates.stability.branch_and_bound import HoleTest, Outcome, branch_and_bound
-from lipctrl.certificates.stability.candidates import Candidate, find_candidate, linearisation
+from lipctrl.certificates.stability.candidates import Candidate, find_candidate, linearisation, spectral_radius
 from lipctrl.certificates.stability.origin import ball_radius, contraction, smallest_level
 from lipctrl.certificates.stability.simulation import StepFunction, step_function
 from lipctrl.core.errors import InputError
@@ -114,7 +114,7 @@ def certify_stability(
         step = step_function(subject, policy)
         found = _search_candidate(step, box, rate, seed)
         if found is None:
-            return [_refuted_or_unknown(plant, policy, out, linearisation(step, len(rest)), rate, started)]
+            return [_refuted_or_unknown(plant, policy, out, linearisation(step, *box), rate, started)]
         candidate, levels = (found.P, found.rho), [found.rho * share for share in SHRINK]
     results: list[StabilityResult] = []
     for number, reading in enumerate(readings):
@@ -230,7 +230,7 @@ def _write(task: _Task, claim: Claim, evidence: Mapping[str, Any], out: Path) ->
 
 def _refuted_or_unknown(plant: Mapping[str, Any], policy: Graph, out: Path, A: Array, rate: Fraction, started: float) -> StabilityResult:
     """No candidate: the linearisation is unstable (a counterexample is written) or too slow for the rate."""
-    spectral = float(np.abs(np.linalg.eigvals(A)).max())
+    spectral = spectral_radius(A)
     reason = f"the linearisation at the equilibrium has spectral radius {spectral:.6g}: too much for a decrease of {float(rate):g} a step"
     if spectral > 1:
         claim = {"property": "asymptotically_stable", "region": {}}
