@@ -38,7 +38,7 @@ from lipctrl.certificates.checker.work import BATCH, work_of_step
 KIND = "closed-loop-lyapunov-bab"
 MAX_DIMENSION = 12
 MAX_NODES = 4_000_000
-MAX_WORK = 4_000_000_000  #: units of work, see ``checker/work.py``
+MAX_WORK = 3_000_000_000  #: units of work, see ``checker/work.py``
 VOLUME_CELLS, VOLUME_ROUNDS = 1 << 15, 100  #: splitting for the volume stops at this many crossed cells, or halvings
 PROPERTIES = {"real": ("exponentially_stable", "practically_stable"), "float32": ("practically_stable",)}
 LEAVES = ("out", "ok", "hole")
@@ -423,7 +423,7 @@ def _float_above(value: Fraction) -> float:
 
 
 def _verdict(certificate: Certificate, loop: Loop, claim: Claim, proved: dict[str, Fraction]) -> Verdict:
-    where = f"{{y: y'Py <= {claim.rho!r}}} within the box, volume at least {shown(claim.volume, 'down')},"
+    where = f"{{y: y'Py <= {claim.rho!r}}} within the claim's box, volume at least {shown(claim.volume, 'down')},"
     policy = "the policy's real-valued reading" if loop.arithmetic == "real" else "any IEEE float32 evaluation of the policy"
     text = f"every trajectory of the stated plant under {policy} that starts in {where} stays there and "
     if "local_rate" in claim.extra:
