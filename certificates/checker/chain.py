@@ -162,9 +162,12 @@ def _compose(first: Interval, second: Interval) -> Interval:
 def enclose(lows: list[Fraction], highs: list[Fraction]) -> Interval:
     """Floats below ``lows`` and above ``highs``, as near as there are. Raises Rejected where a number is beyond float64."""
     try:
-        return Interval(from_fractions(tuple(lows)).low, from_fractions(tuple(highs)).high)
+        slopes = Interval(from_fractions(tuple(lows)).low, from_fractions(tuple(highs)).high)
     except OverflowError as error:
         raise Rejected("a scale is too large for float64") from error
+    if not bool(np.isfinite(slopes.magnitude).all()):  # rounded outwards from just above the greatest float
+        raise Rejected("a scale is too large for float64")
+    return slopes
 
 
 def _steps(graph: Graph) -> list[_Step]:

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from lipctrl.certificates.checker.chain import Chain, read_chain
+from lipctrl.certificates.checker.definite import OutOfRange
 from lipctrl.certificates.checker.graph import Graph, graph_from_json, graph_to_json, rational_to_text
 from lipctrl.certificates.checker.intervals import Array
 from lipctrl.certificates.checker.verdict import Rejected
@@ -126,27 +127,44 @@ def _positive(values: Any, length: int, what: str) -> Vector:
 
 def _upper_bound(problem: _Problem, multipliers: Sequence[Array] | None, tolerance: float, floor: float, progress: Progress) -> UpperBound:
     """The smallest bound among the candidates that the checker's code accepts. Raises LipctrlError where there is none."""
-    evidence = {"method": "norm-product"}
-    product = problem.proved(norm_product(problem.chain, problem.scale_in, problem.scale_out), evidence)
+    product = _product(problem)
     best = product
     optimal = product is not None and product.value <= floor * (1 + tolerance)
     if problem.chain.hidden and not optimal and (multipliers is not None or sum(problem.chain.variables) <= MAX_NEWTON_ORDER):
-        system = build_system(problem.chain, problem.scale_in, problem.scale_out)
-        if multipliers is not None:
-            found = _known(system, problem, multipliers)
-        else:
-
-            def report(square: float, gap: float) -> None:
-                progress(
-                    0.8 * min(1.0, tolerance * square / gap), f"bound {math.sqrt(square) * system.scale:.6g} (not yet proved)", product
-                )
-
-            found = solve(system, tolerance, report)
-        multiplied = _inflated(problem, system, found)
+        try:
+            with np.errstate(all="ignore"):
+                multiplied = _multiplied(problem, multipliers, tolerance, product, progress)
+        except np.linalg.LinAlgError:  # numbers so far apart that floats overflow
+            multiplied = None
         best = min((bound for bound in (product, multiplied) if bound is not None), key=lambda bound: bound.value, default=None)
     if best is None:
         raise LipctrlError("no Lipschitz bound of this network could be proved: its weights are too large, too small or too many")
     return best
+
+
+def _multiplied(
+    problem: _Problem, multipliers: Sequence[Array] | None, tolerance: float, product: UpperBound | None, progress: Progress
+) -> UpperBound | None:
+    """The best bound by multipliers, known or sought, that the checker's code accepts. Raises LinAlgError where floats overflow."""
+    system = build_system(problem.chain, problem.scale_in, problem.scale_out)
+    if multipliers is not None:
+        found = _known(system, problem, multipliers)
+    else:
+
+        def report(square: float, gap: float) -> None:
+            progress(0.8 * min(1.0, tolerance * square / gap), f"bound {math.sqrt(square) * system.scale:.6g} (not yet proved)", product)
+
+        found = solve(system, tolerance, report)
+    return _inflated(problem, system, found)
+
+
+def _product(problem: _Problem) -> UpperBound | None:
+    """The product of the layers' norms, or ``None`` where its numbers are beyond what float64 proves."""
+    try:
+        product = norm_product(problem.chain, problem.scale_in, problem.scale_out)
+    except OutOfRange:
+        return None
+    return problem.proved(product, {"method": "norm-product"})
 
 
 def _known(system: System, problem: _Problem, multipliers: Sequence[Array]) -> Multipliers:

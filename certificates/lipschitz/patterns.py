@@ -18,7 +18,12 @@ def pattern_floor(chain: Chain, scale_in: Array, scale_out: Array, restarts: int
     best = 0.0
     for restart in range(restarts if chain.hidden else 1):
         patterns = [_first(layer, generator, restart == 0) for layer in chain.hidden]
-        best = max(best, _ascend(chain.hidden, weights, patterns))
+        try:
+            with np.errstate(all="ignore"):
+                value = _ascend(chain.hidden, weights, patterns)
+        except np.linalg.LinAlgError:  # a product overflowed: no slope is known
+            continue
+        best = max(best, value) if np.isfinite(value) else best
     return best
 
 

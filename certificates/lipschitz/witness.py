@@ -33,7 +33,8 @@ def find_witness(graph: Graph, input_scale: Vector, output_scale: Vector, seed: 
     run = compile_numpy(graph)
 
     def function(points: Array) -> Array:
-        values: Array = run(**{name: points / scale_in})[output] * scale_out
+        with np.errstate(all="ignore"):
+            values: Array = run(**{name: points / scale_in})[output] * scale_out
         return values
 
     count = max(4, min(512, MAX_EVALUATIONS // (size + 1) // 8))
@@ -59,10 +60,13 @@ def _steepest(function: Callable[[Array], Array], points: Array, widths: Array) 
     step = STEP * widths
     here = function(points)
     shifted = function((points[:, None, :] + step[:, None, None] * np.eye(size)).reshape(count * size, size)).reshape(count, size, -1)
-    jacobian = (shifted - here[:, None, :]) / step[:, None, None]  # transposed: (count, inputs, outputs)
+    with np.errstate(all="ignore"):
+        jacobian = (shifted - here[:, None, :]) / step[:, None, None]  # transposed: (count, inputs, outputs)
+    jacobian[~np.isfinite(jacobian).all(axis=(1, 2))] = 0  # overflow: any direction will do
     direction = np.linalg.svd(jacobian, full_matrices=False)[0][:, :, 0]
     second = points + step[:, None] * direction
-    slopes = np.linalg.norm(function(second) - here, axis=1) / np.linalg.norm(second - points, axis=1)
+    with np.errstate(all="ignore"):
+        slopes = np.linalg.norm(function(second) - here, axis=1) / np.linalg.norm(second - points, axis=1)
     return np.where(np.isfinite(slopes), slopes, -1.0), second
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lipctrl.certificates.checker.chain import enclose, read_chain
+from lipctrl.certificates.checker.definite import OutOfRange
 from lipctrl.certificates.checker.graph import Graph, Node, graph_from_json, graph_to_json
 from lipctrl.certificates.checker.verdict import Rejected
 from lipctrl.certificates.checker.verifiers.lipschitz_bound import effective_scales, norm_product, prove_lipschitz
@@ -172,10 +173,10 @@ class LipschitzPolicy(nn.Module):
         """
         exported = self.graph()
         graph = graph_from_json(graph_to_json(exported), exported.tensors)
-        claim, evidence = self.lipschitz_proof(graph, norm)
         try:
+            claim, evidence = self.lipschitz_proof(graph, norm)
             return prove_lipschitz(graph, claim, evidence)
-        except Rejected as error:
+        except (Rejected, OutOfRange) as error:
             raise LipctrlError(f"the Lipschitz bound of this policy could not be proved: {error}") from error
 
     def lipschitz_proof(self, graph: Graph, norm: str = "l2") -> tuple[dict[str, Any], dict[str, Any]]:

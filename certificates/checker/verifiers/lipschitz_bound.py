@@ -26,6 +26,7 @@ from lipctrl.certificates.checker.bundle import Certificate, fields, floats, num
 from lipctrl.certificates.checker.chain import Chain, Hidden, enclose, read_chain
 from lipctrl.certificates.checker.definite import (
     BALL_PRECISION,
+    MAX_BALL_ORDER,
     MAX_ORDER,
     OutOfRange,
     balls,
@@ -155,6 +156,8 @@ def _prove_by_multipliers(chain: Chain, scale_in: Array, scale_out: Array, rho: 
     try:
         proved = is_semidefinite(multiplier_form(chain, scale_in, scale_out, rho, multipliers, exact))
     except OutOfRange:
+        if sum(chain.variables) > MAX_BALL_ORDER:  # before anything is computed in balls, which is slow
+            raise
         with ctx.workprec(BALL_PRECISION):
             proved = is_definite_in_balls(multiplier_form(chain, scale_in, scale_out, rho, multipliers, balls))
     if not proved:
