@@ -102,3 +102,18 @@ def test_extreme_weights_are_bounded_or_refused_in_words(size):
     except LipctrlError:
         return
     assert certificate.lower.value <= certificate.upper.value
+
+
+def scales_only(size, count):
+    nodes = [Node("input", (), {"name": "x", "size": size})]
+    nodes += [Node("relu", (index,)) for index in range(count)]
+    return Graph(tuple(nodes), {"u": count}, {})
+
+
+@pytest.mark.parametrize(("size", "count"), [(16_384, 1), (1000, 600)])
+def test_chains_that_would_cost_hours_or_gigabytes_are_refused_at_once(size, count):
+    started = time.monotonic()
+    with pytest.raises(Rejected, match="accepted"):
+        prove_lipschitz(scales_only(size, count), claim_of(1.0), PRODUCT)
+    assert time.monotonic() - started < 5
+    assert prove_lipschitz(scales_only(16, 40), claim_of(1.001), PRODUCT) == 1.001

@@ -328,7 +328,7 @@ def certificate(graph=DIFFERENCE, bound=1.5, evidence=GOOD, **parts):
 def test_the_verdict_says_what_was_proved():
     verdict = certificate()
     assert (verdict.status, verdict.level, verdict.property, verdict.numbers["lipschitz"]) == ("verified", "proved", "lipschitz", 1.5)
-    assert "1.5 |x - y|" in verdict.claim and "physical units" in verdict.claim
+    assert "1.5 |x - y|" in verdict.claim and "units of the policy" in verdict.claim
     assert verdict.subject == {"policy": DIFFERENCE.digest()}
 
 

@@ -17,6 +17,9 @@ from lipctrl.certificates.checker.graph import Graph, Node
 from lipctrl.certificates.checker.intervals import Array, Interval, from_fractions
 from lipctrl.certificates.checker.verdict import Rejected
 
+MAX_IDENTITY = 1024  #: inputs of a chain that has no affine node
+MAX_COMPOSED = 500_000  #: exact products of slopes in one run of coordinate-wise maps
+
 _ZERO, _ONE = Fraction(0), Fraction(1)
 _GELU, _SILU, _ERF = Fraction(11_289_041_452, 10**10), Fraction(10_998_393_202, 10**10), Fraction(11_283_791_671, 10**10)
 
@@ -114,6 +117,8 @@ def read_chain(graph: Graph) -> Chain:
     (size,) = graph.input_sizes.values()
     steps = _steps(graph)
     if not any(isinstance(step, _Affine) for step in steps):
+        if size > MAX_IDENTITY:
+            raise Rejected(f"a chain without affine nodes has {size} inputs, at most {MAX_IDENTITY} are accepted")
         steps = [_Affine(np.eye(size)), *steps]
     runs: list[list[_Sort | Interval]] = [[]]
     weights: list[Array] = []
@@ -144,6 +149,8 @@ def _slopes(run: list[_Sort | Interval], size: int) -> Interval:
     maps = [step for step in run if isinstance(step, Interval)]
     if len(maps) != len(run):
         raise Rejected("group_sort is supported alone between two affine nodes, not at an end or beside other activations")
+    if size * len(maps) > MAX_COMPOSED:
+        raise Rejected(f"{len(maps)} coordinate-wise maps of {size} signals in a row, at most {MAX_COMPOSED} products are accepted")
     total = reduce(_compose, maps, Interval(np.ones(1), np.ones(1)))
     return Interval(np.broadcast_to(total.low, size), np.broadcast_to(total.high, size))
 

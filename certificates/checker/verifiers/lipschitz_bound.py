@@ -1,6 +1,7 @@
 """The kind ``lipschitz-bound``: |S_out (f(x) - f(y))| <= bound |S_in (x - y)| for all x and y, in Euclidean norms.
 
-f is the policy graph over the reals, with its scales and clips, so without S_in and S_out the bound is in physical units.
+f is the policy graph over the reals, with its scales and clips, so without S_in and S_out the bound is in the units of its own
+input and output.
 Two methods. ``norm-product``: no numbers, the checker multiplies proved norms of the layers. ``multipliers``: with
 increments D = (dx, dz_1, ..., dz_l), slopes in [a, b] give (dz - a dv)(dz - b dv) <= 0 for each unit, and sorting a group
 gives |dz|^2 <= |dv|^2 and equal sums. Hence, if
@@ -56,7 +57,11 @@ def verify(certificate: Certificate) -> Verdict:
         raise Rejected(f"a {KIND} certificate has a policy as its subject and nothing else")
     bound = prove_lipschitz(certificate.policy, certificate.claim, certificate.evidence)
     weighted = [name for name in ("input_scale", "output_scale") if certificate.claim[name] is not None]
-    norm = f"Euclidean norms weighted by the claim's {' and '.join(weighted)}" if weighted else "the Euclidean norm, in physical units"
+    norm = (
+        f"Euclidean norms weighted by the claim's {' and '.join(weighted)}"
+        if weighted
+        else "the Euclidean norm, in the units of the policy's input and output"
+    )
     return verified(
         kind=KIND,
         property="lipschitz",
