@@ -33,7 +33,8 @@ def ranges(table: Mapping[str, Range], what: str) -> tuple[tuple[Coordinate, ...
     """Names, lower and upper ends of ``{name: (unit, bound)}`` or ``{name: (unit, low, high)}``."""
     entries: dict[str, Any] = dict(table)
     for name, entry in entries.items():
-        if not isinstance(entry, tuple | list) or len(entry) not in (2, 3):
+        fits = isinstance(entry, tuple | list) and len(entry) in (2, 3)
+        if not fits or any(isinstance(end, tuple | list) for end in entry[1:]):
             raise InputError(f"{what} {name!r} is {entry!r}, expected (unit, bound) or (unit, low, high)")
     names = coordinates({name: entry[0] for name, entry in entries.items()}, what)
     high = tuple(rational(entry[-1], f"{what} {name!r}") for name, entry in entries.items())

@@ -239,6 +239,7 @@ def test_a_users_plant_is_ten_lines(tmp_path: Path) -> None:
         (SHORT.replace("np.sin(angle)", "np.arctan(angle)"), "np.arctan"),
         (SHORT.replace('"0.05"', '"0"'), "dt is 0, expected a positive"),
         (SHORT.replace('("rad", 3)', '("rad",)'), "expected .unit, bound."),
+        (SHORT.replace('("rad", 3)', '("rad", (-3, 3))'), "expected .unit, bound. or .unit, low, high."),
         (SHORT.replace('("rad", 3)', '("rad", -3)'), "expected its lower end below"),
         (SHORT.replace('dt="0.05"', 'dt="0.05", scheme="magic"'), "expected one of euler"),
         (SHORT.replace("[velocity, ", "["), "return 1 components, expected 2"),
