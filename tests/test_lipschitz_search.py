@@ -150,6 +150,14 @@ def test_units_that_are_constant_or_reach_no_output():
     assert zero.upper.value == 0 and zero.lower.value == 0
 
 
+def test_networks_that_are_constant_although_no_layer_is_zero():
+    """The optimum is 0, which no strictly feasible multipliers reach: there is a bound, if a loose one, and no failure."""
+    weights = [np.array([[1.0, 2], [0, 0]]), np.array([[0, 1.0], [0, 0], [0, 2]]), np.array([[1.0, 1, 1]])]
+    for op in ("relu", "neg"):
+        result = certify_lipschitz(network(weights, op))
+        assert result.lower.value == 0 and result.check().level == "proved"
+
+
 # --- soundness ----------------------------------------------------------------------------------------------------------
 
 

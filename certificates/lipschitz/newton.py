@@ -33,10 +33,11 @@ class Multipliers:
 def solve(system: System, tolerance: float = 1e-6, report: Callable[[float, float], None] | None = None) -> Multipliers:
     """Multipliers whose bound is within ``tolerance`` (relative, in rho^2) of the best that this form can prove.
 
-    ``report(square, gap)`` is called at every centred point. An interrupt (Ctrl-C) ends the search with what it has.
+    ``report(square, gap)`` is called at every centred point. An interrupt (Ctrl-C) ends the search with what it has. Raises
+    LinAlgError where rounding leaves no feasible start.
     """
     values = start(system)
-    square = 1.5 * least_square(system, values)
+    square = _feasible(system, values)
     t, steps = system.size / square, 0
     try:
         while steps < MAX_STEPS:
@@ -70,6 +71,16 @@ def start(system: System) -> Array:
 def least_square(system: System, values: Array) -> float:
     """The smallest rho^2 that these multipliers prove, by a Schur complement. Raises LinAlgError where they prove none."""
     return max(_greatest_need(system, values, slice(0, system.inputs)), 1e-300)
+
+
+def _feasible(system: System, values: Array) -> float:
+    """A rho^2 that is strictly feasible in floats: near the least, which rounding hides where a network is almost constant."""
+    square = 1.5 * least_square(system, values)
+    while square < 1e6:
+        if _log_det(system, square, values) > -np.inf:
+            return square
+        square = max(100 * square, 1e-18)
+    raise np.linalg.LinAlgError("no feasible start")
 
 
 def _greatest_need(system: System, values: Array, block: slice) -> float:
