@@ -43,24 +43,25 @@ def work_of_step(loop: Loop) -> Work:
     n = loop.dimension
     seeds = n + (len(loop.plant.action) if rounded else 0)
     parts = [_work_of_graph(graph, seeds) for graph in (loop.plant.observe, loop.plant.dynamics, *[loop.policy] * (3 if rounded else 1))]
-    cell, nodes, floats = (sum(part) for part in zip(*parts, strict=True))
-    return Work(cell + 8 * n * seeds * (n + seeds), PER_NODE * nodes, floats + 8 * seeds * (n + seeds))
+    cell, batch, floats = (sum(part) for part in zip(*parts, strict=True))
+    return Work(cell + n * seeds * (n + seeds) // 4, batch, floats + 8 * seeds * (n + seeds))
 
 
 def _work_of_graph(graph: Graph, seeds: int) -> tuple[int, int, int]:
-    """(units, nodes, numbers kept) of one evaluation for one cell; the float32 error evaluates recentred graphs once more."""
-    units, nodes, floats = 0, len(graph.nodes), 0
+    """(units for a cell, units for a batch, numbers kept for a cell); the float32 error evaluates recentred graphs once more."""
+    cell, batch, floats = 0, PER_NODE * len(graph.nodes), 0
     for node, size in zip(graph.nodes, graph.sizes, strict=True):
         if node.op == "recentre":
             inner = _work_of_graph(node.attributes["graph"], seeds)
-            units, nodes, floats = units + 2 * inner[0], nodes + 2 * inner[1], floats + 2 * inner[2]
-        units += size * (_repeats(node) * (seeds + 3) + _EXTRA.get(node.op, 0))
+            cell, batch, floats = cell + 2 * inner[0], batch + 2 * inner[1], floats + 2 * inner[2]
+        cell += size * (_repeats(node) * (seeds + 3) + _EXTRA.get(node.op, 0))
         floats += size * (2 * seeds + 6)
         if node.op == "affine":
-            units += graph.tensors[node.attributes["weight"]].size * (seeds + 3) // 16
+            products = graph.tensors[node.attributes["weight"]].size
+            cell, batch = cell + products * (seeds + 3) // 128, batch + products
         if node.op == "group_sort":
             floats += size * min(size, node.attributes["group_size"]) // 2
-    return units, nodes, floats
+    return cell, batch, floats
 
 
 def _repeats(node: Node) -> int:
