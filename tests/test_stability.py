@@ -182,6 +182,14 @@ def test_float32_loop_gets_a_small_ball_and_no_more(tmp_path: Path) -> None:
     assert 0 < result.verdict.numbers["ball"] < 1e-5
 
 
+def test_second_reading_starts_from_the_level_that_the_first_one_reached(tmp_path: Path) -> None:
+    """Blocking cells may lower the level below every planned one: the float32 reading must go on from there."""
+    cubic = scalar(lambda x: x * Fraction(1, 2) + x**3)
+    real, deployed = certify_stability(cubic, still(), tmp_path)
+    assert (real.level, deployed.level) == ("proved", "proved")
+    assert 0.4 * real.claim.rho < deployed.claim.rho <= real.claim.rho
+
+
 def test_float32_file_that_claims_more_is_refused(tmp_path: Path) -> None:
     path = prove(**saturated_scalar(), out=tmp_path, rho=24.0).path
     for word in ("exponentially_stable", "asymptotically_stable"):

@@ -124,7 +124,7 @@ def certify_stability(
         results.append(_certify_reading(task, candidate[0], levels, box, out / f"stability-{reading}"))
         proved = results[-1].claim
         if proved is not None:
-            levels = [level for level in levels if level <= proved.rho]  # what failed once fails again
+            levels = [proved.rho, *(proved.rho * share for share in SHRINK)]  # what failed for one reading fails for the next
     return results
 
 
@@ -139,7 +139,7 @@ def _search_candidate(step: StepFunction, box: Sequence[Array], rate: Fraction, 
 
 def _certify_reading(task: _Task, P: Array, levels: Sequence[float], box: Sequence[Array], out: Path) -> StabilityResult:
     """One certificate: the largest of the levels for which the tree closes."""
-    started, reason, leaves = time.monotonic(), "no level was tried", {}
+    started, reason, leaves = time.monotonic(), "the budget was spent before any level was tried", {}
     waiting = list(levels)
     while len(waiting):
         claim = Claim(_inward(box[0]), _inward(box[1]), P, waiting.pop(0), task.rate, Fraction(0), {})
