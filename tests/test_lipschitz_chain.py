@@ -103,6 +103,13 @@ def test_scales_beside_an_activation_multiply_its_slopes_exactly():
     assert np.array_equal(chain.hidden[0].gain, [0.5, 0.75])
 
 
+def test_constants_on_either_side_of_a_difference():
+    for first, low, high in ((True, 0.25, 1), (False, -1, -0.25)):
+        builder = Builder(1).affine([[1]]).binary("sub", F(2), first=first)("leaky_relu", slope=F(1, 4))
+        layer = read_chain(builder.affine([[1]]).graph()).hidden[0]
+        assert (layer.low, layer.high) == (low, high)
+
+
 def test_affine_maps_in_a_row_are_linear_units():
     chain = read_chain(Builder(1).affine([[1], [2]]).affine([[1, 1]]).graph())
     assert np.array_equal(chain.hidden[0].low, [1, 1]) and np.array_equal(chain.hidden[0].high, [1, 1])
