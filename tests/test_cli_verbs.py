@@ -1,5 +1,6 @@
 """The verbs do their work: forms, keys of --json, exit codes, files."""
 
+import functools
 import json
 import os
 import signal
@@ -200,7 +201,10 @@ def test_doctor_reports_what_is_broken_with_exit_code_3(monkeypatch, capsys):
 def test_an_interrupted_training_keeps_the_best_policy(demos, tmp_path):
     words = ["train", "bc", "--env", "pendulum", "--demos", str(demos), "--lipschitz", "1.5", "--steps", "100000", "--hidden", "8"]
     command = [sys.executable, "-m", "lipctrl", *words, "--out", str(tmp_path / "run"), "--json"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # A shell starts its background jobs deaf to Ctrl-C, and their children inherit that: the test must not.
+    hearing = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(command, **pipes, preexec_fn=hearing)  # noqa: PLW1509
     journal, deadline = tmp_path / "run" / "journal.jsonl", time.monotonic() + 240
     while not (journal.exists() and journal.stat().st_size) and time.monotonic() < deadline:
         time.sleep(0.1)
