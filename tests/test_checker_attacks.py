@@ -212,3 +212,15 @@ def test_tensors_are_looked_through_once_however_many_graphs_are_nested(monkeypa
     looked.clear()
     graph_from_json(graph_to_json(policy), policy.tensors)
     assert len(looked) <= 2
+
+
+def test_levels_with_thousands_of_long_denominators_are_not_added_up() -> None:
+    """A quadratic form of 126 x 126 rationals of 4000 digits, each with its own denominator: hours of exact addition."""
+    n = 40
+    P = [[str(Fraction(1, 3**2000 + 2 * (i * n + j))) for j in range(n)] for i in range(n)]
+    region = {"low": ["-1"] * n, "high": ["1"] * n, "P": P, "rho": "1000"}
+    claim = {"property": "forward_invariant", "region": region}
+    parts = {"policy": constant_policy(observations=n), "plant": resting_plant(n, 2), "evidence": {"state": ["1/2"] * n}}
+    start = time.process_time()
+    verdict = check(parse_certificate(*certificate_bytes(kind="counterexample", claim=claim, **parts)))
+    assert "multiplied out exactly" in verdict.reason and time.process_time() - start < 5

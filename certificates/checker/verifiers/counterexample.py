@@ -31,6 +31,7 @@ from lipctrl.certificates.checker.verdict import Rejected, Verdict, shown, verif
 
 DOUBLINGS = 48  #: J, J^2, J^4, ... are tested up to this power of two
 MAX_STATES, MAX_SLOPES, MAX_PRODUCTS = 32, 2_000_000, 100_000_000  #: bounds of the work of differentiation
+MAX_BITS = 2200  #: of a numerator or denominator in y' P y: every float64, and differences of two
 
 
 def verify(certificate: Certificate) -> Verdict:
@@ -67,6 +68,8 @@ def _leaves_set(certificate: Certificate, region: object) -> str:
     matrix, rho = [numbers(row, n, "P") for row in rows], number(table["rho"], "rho")
     state = numbers(fields(certificate.evidence, ("state",), "evidence")["state"], n, "state")
     y = [x - r for x, r in zip(state, rest, strict=True)]
+    if n > MAX_STATES or any(max(v.numerator.bit_length(), v.denominator.bit_length()) > MAX_BITS for row in (*matrix, y) for v in row):
+        raise Rejected(f"at most {MAX_STATES} states, and numbers of {MAX_BITS} bits, are multiplied out exactly")
     if not all(lo <= v <= hi for lo, v, hi in zip(low, y, high, strict=True)) or _quadratic(matrix, y) > rho:
         raise Rejected("the witness state is not in the set S")
     successor = closed_loop_evaluate(plant, certificate.policy, [ball(x) for x in state], BallAlgebra())
