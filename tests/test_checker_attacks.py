@@ -171,7 +171,18 @@ def test_wide_policies_are_enclosed_in_small_batches() -> None:
     accepted(plant, policy, [-1], [1], [[1]], 2.0, tree=full_tree(3, 1 + HOLE))
 
 
-@pytest.mark.parametrize(("policy", "depth"), [(select_and_repeat(16_000, 30), 9), (select_and_repeat(1, 10_000), 15)])
+def joined(parts: int, nodes: int) -> Graph:
+    """A policy that joins its observation ``parts`` times, again and again."""
+    s = Sketch()
+    x = s.input("observation", 1)
+    for _ in range(nodes):
+        s("concatenate", *[x] * parts)
+    return s.graph(action=x)
+
+
+@pytest.mark.parametrize(
+    ("policy", "depth"), [(select_and_repeat(16_000, 30), 9), (select_and_repeat(1, 10_000), 15), (joined(9_000, 60), 8)]
+)
 def test_more_work_than_a_minute_or_two_is_refused_at_once(policy: Graph, depth: int) -> None:
     verdict = check(practical(resting_plant(1, 2), policy, [-1], [1], [[1]], 2.0, tree=full_tree(depth, 1 + HOLE)))
     assert verdict.status == "rejected" and "units of work" in verdict.reason

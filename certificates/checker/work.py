@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from lipctrl.certificates.checker.cells import Loop
 from lipctrl.certificates.checker.graph import Graph, Node
 
-PER_NODE = 2000  #: units that a node costs however small the batch is
+PER_NODE, PER_OPERAND = 2000, 600  #: units that a node, and each of its operands, cost however small the batch is
 BATCH = 2048  #: cells at a time, at most
 MAX_FLOATS = 1 << 25  #: numbers that are kept for one batch
 _EXTRA = {
@@ -49,7 +49,7 @@ def work_of_step(loop: Loop) -> Work:
 
 def _work_of_graph(graph: Graph, seeds: int) -> tuple[int, int, int]:
     """(units for a cell, units for a batch, numbers kept for a cell); the float32 error evaluates recentred graphs once more."""
-    cell, batch, floats = 0, PER_NODE * len(graph.nodes), 0
+    cell, batch, floats = 0, sum(PER_NODE + PER_OPERAND * len(node.inputs) for node in graph.nodes), 0
     for node, size in zip(graph.nodes, graph.sizes, strict=True):
         if node.op == "recentre":
             inner = _work_of_graph(node.attributes["graph"], seeds)
