@@ -8,7 +8,7 @@ from fractions import Fraction
 
 import numpy as np
 
-from lipctrl.certificates.checker.bundle import Certificate
+from lipctrl.certificates.checker.bundle import Certificate, number
 from lipctrl.certificates.checker.verdict import Rejected
 from lipctrl.certificates.checker.verifiers.closed_loop_lyapunov_bab import check_equilibrium, read
 from lipctrl.certificates.stability.branch_and_bound import branch_and_bound
@@ -27,12 +27,12 @@ def stability_claim_is_true(certificate: Certificate, seed: int = 0) -> bool:
         if isinstance(local, str):
             return False
         spectral = np.abs(np.linalg.eigvals(slopes_near(loop, 1e-9 * np.minimum(-claim.low, claim.high)))).max()
-        if not spectral**2 <= 1 - Fraction(claim.extra["local_rate"]) + Fraction(1, 10**9):
+        if not spectral**2 <= 1 - number(claim.extra["local_rate"]) + Fraction(1, 10**9):
             return False
         hole = _inside(local[2])
     else:
-        level = float.fromhex(claim.extra["reached_level"])
-        radius = float.fromhex(claim.extra["ball"]) if "x" in claim.extra["ball"] else float(Fraction(claim.extra["ball"]))
+        level = float(number(claim.extra["reached_level"]))
+        radius = float(number(claim.extra["ball"]))
         if not 0 < level <= claim.rho or not np.sqrt(level / np.linalg.eigvalsh(claim.P).min()) <= radius * (1 + 1e-12):
             return False
         hole = _below(claim, level)
@@ -52,7 +52,7 @@ def _survives_simulation(certificate: Certificate, seed: int) -> bool:
     inside = level <= claim.rho
     volume = inside.mean() * np.prod(claim.high - claim.low)
     after = step(y[inside])
-    slack = 1e-9 * claim.rho + (float.fromhex(claim.extra["reached_level"]) if "reached_level" in claim.extra else 0.0)
+    slack = 1e-9 * claim.rho + (float(number(claim.extra["reached_level"])) if "reached_level" in claim.extra else 0.0)
     decreases = ((after @ claim.P * after).sum(1) <= (1 - float(claim.kappa)) * level[inside] + slack).all()
     stays = ((after >= claim.low - 1e-9) & (after <= claim.high + 1e-9)).all()
     return bool(decreases and stays and float(claim.volume) <= volume * 1.05)
