@@ -1,6 +1,7 @@
 """The ``lipschitz-bound`` verifier: oracles with known constants, and attacks that must be rejected."""
 
 import math
+from dataclasses import replace
 from fractions import Fraction
 from itertools import pairwise
 
@@ -15,7 +16,7 @@ from lipctrl.certificates.checker.definite import exact
 from lipctrl.certificates.checker.graph import Graph, Node
 from lipctrl.certificates.checker.kinds import check
 from lipctrl.certificates.checker.verdict import Rejected
-from lipctrl.certificates.checker.verifiers.lipschitz_bound import multiplier_form, prove_lipschitz, rounded_up
+from lipctrl.certificates.checker.verifiers.lipschitz_bound import effective_scales, multiplier_form, prove_lipschitz, rounded_up, verify
 from lipctrl.certificates.checker.writing import certificate_bytes
 
 
@@ -194,6 +195,80 @@ def test_sorted_networks_whose_products_underflow_are_judged_in_balls():
         assert not proves(graph, 0.5, multipliers(*values))
 
 
+@given(st.integers(0, 2**32 - 1), st.integers(1, 3), st.sampled_from(["relu", "leaky_relu", "gelu", "abs", "group_sort"]))
+def test_the_form_is_the_one_of_the_claim(seed, depth, op):
+    """Quadratic form on random increments against its definition: each activation's increment is drawn from its slopes."""
+    generator = np.random.default_rng(seed)
+    sizes = generator.integers(1, 8, depth + 2)
+    weights = [generator.standard_normal((m, n)) for n, m in pairwise(sizes)]
+    attributes = {"leaky_relu": {"slope": Fraction(-3, 8)}, "group_sort": {"group_size": int(generator.integers(2, 5))}}.get(op, {})
+    chain = read_chain(network(weights, op, **attributes))
+    if op != "group_sort":  # slopes that differ between units, some of them zero
+        chain = replace(chain, hidden=tuple(_rescaled(layer, generator) for layer in chain.hidden))
+    values = [generator.uniform(0, 2, layer.multipliers) for layer in chain.hidden]
+    scale_in, scale_out, rho = generator.uniform(1, 2, sizes[0]), generator.uniform(1, 2, sizes[-1]), 1.5
+    form = multiplier_form(chain, scale_in, scale_out, rho, values, exact)
+    rise = generator.standard_normal(sizes[0])
+    coordinates, expected = [rise], rho**2 * np.sum((scale_in * rise) ** 2)
+    for layer, multipliers in zip(chain.hidden, values, strict=True):
+        before = layer.weight @ rise
+        if layer.group_size:
+            groups = [slice(k, k + layer.group_size) for k in range(0, len(before), layer.group_size)]
+            rise = np.concatenate([before[g].mean() + _centred(generator.standard_normal(len(before[g]))) for g in groups])
+            expected += sum(m * (rise[g] @ rise[g] - before[g] @ before[g]) for m, g in zip(multipliers, groups, strict=True))
+            # rise = mean + T r with T's columns e_i - e_(i + 1): r are the partial sums
+            coordinates += [np.cumsum(rise[g] - before[g].mean())[:-1] for g in groups]
+        else:
+            rise = generator.standard_normal(len(before))
+            expected += np.sum(multipliers * (rise - layer.low * before) * (rise - layer.high * before))
+            coordinates.append(rise)
+    expected -= np.sum((scale_out * (chain.weight @ rise)) ** 2)
+    point = np.concatenate(coordinates)
+    assert point @ form.value @ point == pytest.approx(expected, rel=1e-9, abs=1e-9 * float(form.magnitude.sum()))
+    assert np.allclose(form.value, form.value.T)
+
+
+def _rescaled(layer, generator):
+    factor = generator.choice([0.0, 1.0, 0.5], len(layer.low))
+    return replace(layer, low=layer.low * factor, high=layer.high * np.maximum(factor, 0.25))
+
+
+def _centred(values):
+    return values - values.mean()
+
+
+def test_scales_are_rounded_to_the_side_that_is_harder_to_prove():
+    nodes = (
+        Node("input", (), {"name": "observation", "size": 1}),
+        Node("constant", (), {"values": (Fraction(3, 10),)}),
+        Node("div", (0, 1)),
+        Node("affine", (2,), {"weight": "w", "bias": None}),
+        Node("mul", (3, 1)),
+    )
+    chain = read_chain(Graph(nodes, {"action": 4}, {"w": np.eye(1)}))
+    for scale in (Fraction(1), Fraction(1, 7), Fraction(10, 3)):
+        scale_in, scale_out = effective_scales(chain, (scale,), (scale,))
+        assert 0 < scale * Fraction(3, 10) - Fraction(float(scale_in[0])) < Fraction(1, 10**14)
+        assert 0 < Fraction(float(scale_out[0])) - scale * Fraction(3, 10) < Fraction(1, 10**14)
+
+
+def test_a_scale_of_two_counts_and_a_scale_of_zero_is_refused():
+    def scaled(*factors):
+        nodes = [Node("input", (), {"name": "observation", "size": len(factors)})]
+        nodes += [Node("constant", (), {"values": tuple(map(Fraction, factors))}), Node("mul", (0, 1))]
+        weight = {"weight": "w", "bias": None}
+        ahead = [*nodes, Node("affine", (2,), weight)]
+        behind = [nodes[0], Node("affine", (0,), weight), nodes[1], Node("mul", (1, 2))]
+        return [Graph(tuple(made), {"action": 3}, {"w": np.eye(len(factors))}) for made in (ahead, behind)]
+
+    for graph in scaled(2, 2):
+        assert not proves(graph, 1.5, PRODUCT) and proves(graph, 2 + 1e-9, PRODUCT)
+    ahead, behind = scaled(1, 0)
+    with pytest.raises(Rejected, match="by zero"):
+        prove_lipschitz(ahead, claim_of(2), PRODUCT)
+    assert proves(behind, 1 + 1e-9, PRODUCT)
+
+
 @settings(max_examples=60)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 4), st.sampled_from(["relu", "tanh", "abs", "gelu", "sin", "group_sort"]))
 def test_accepted_bounds_hold_on_random_pairs(seed, depth, op):
@@ -282,6 +357,28 @@ def test_malformed_or_false_claims_are_rejected(changes):
         prove_lipschitz(DIFFERENCE, claim, GOOD)
 
 
+@pytest.mark.parametrize("scale", [["1", "0"], ["0", "1"], ["1", "-1"]])
+@pytest.mark.parametrize("side", ["input_scale", "output_scale"])
+def test_scales_of_the_norm_are_positive(side, scale):
+    for evidence in (PRODUCT, multipliers()):
+        with pytest.raises(Rejected, match="not positive"):
+            prove_lipschitz(network([np.eye(2)]), claim_of(9.0, **{side: scale}), evidence)
+
+
+def test_negative_multipliers_are_refused_even_where_they_do_not_matter():
+    graph = network([np.ones((3, 1)), np.ones((1, 3))], "group_sort", group_size=2)
+    assert proves(graph, 3 + 1e-6, multipliers([1, 0]))
+    for values in ([1, -1], [-1, 1], [-1, -1]):
+        with pytest.raises(Rejected, match="negative"):
+            prove_lipschitz(graph, claim_of(9.0), multipliers(values))
+
+
+def test_systems_that_are_too_large_are_refused_at_once():
+    graph = network([np.ones((4096, 1)), np.ones((1, 4096))])
+    with pytest.raises(Rejected, match="4097 rows, at most 4096"):
+        prove_lipschitz(graph, claim_of(9.0), multipliers(np.ones(4096)))
+
+
 def test_one_ulp_below_the_product_is_rejected():
     """The norm of a 1x1 weight is proved to a few ulp; what is below the truth by one ulp is not."""
     graph = network([[[1.5]]])
@@ -330,6 +427,14 @@ def test_the_verdict_says_what_was_proved():
     assert (verdict.status, verdict.level, verdict.property, verdict.numbers["lipschitz"]) == ("verified", "proved", "lipschitz", 1.5)
     assert "1.5 |x - y|" in verdict.claim and "units of the policy" in verdict.claim
     assert verdict.subject == {"policy": DIFFERENCE.digest()}
+
+
+def test_a_certificate_with_more_than_a_policy_is_refused():
+    made = parse_certificate(*certificate_bytes(kind="lipschitz-bound", claim=claim_of(1.5), policy=DIFFERENCE, evidence=GOOD))
+    assert verify(made).status == "verified"
+    for change, word in (({"requires": ("0" * 64,)}, "no other"), ({"subject": {**made.subject, "plant": None}}, "nothing else")):
+        with pytest.raises(Rejected, match=word):
+            verify(replace(made, **change))
 
 
 def test_the_real_network_only():
