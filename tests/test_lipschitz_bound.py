@@ -443,7 +443,9 @@ def test_the_real_network_only():
     assert certificate(requires=["0" * 64]).status == "rejected"
 
 
-@pytest.mark.parametrize(("value", "text"), [(1.5, "1.5"), (1.0000001, "1.00001"), (123456.7, "123457"), (1234567.2, "1234570"), (0, "0")])
+@pytest.mark.parametrize(
+    ("value", "text"), [(1.5, "1.5"), (1.0, "1"), (1.0000001, "1.00001"), (123456.7, "123457"), (1234567.2, "1234570"), (0, "0")]
+)
 def test_printed_bounds_are_rounded_up(value, text):
     assert rounded_up(value) == text
     assert Fraction(text) >= Fraction(value)

@@ -110,6 +110,12 @@ def test_constants_on_either_side_of_a_difference():
         assert (layer.low, layer.high) == (low, high)
 
 
+def test_constants_on_either_side_of_a_product():
+    for first in (True, False):
+        chain = read_chain(Builder(2).binary("mul", F(2), F(-3), first=first).graph())
+        assert np.array_equal(chain.output_gain, [2, 3])
+
+
 def test_affine_maps_in_a_row_are_linear_units():
     chain = read_chain(Builder(1).affine([[1], [2]]).affine([[1, 1]]).graph())
     assert np.array_equal(chain.hidden[0].low, [1, 1]) and np.array_equal(chain.hidden[0].high, [1, 1])
@@ -147,6 +153,7 @@ def test_groups_are_counted():
         (lambda: Builder(2).affine(np.eye(2))("group_sort", group_size=2)("relu").affine(np.eye(2)), "group_sort"),
         (lambda: Builder(1).binary("div", F(1), first=False), "div"),
         (lambda: Builder(1).binary("div", F(0)), "zero"),
+        (lambda: Builder(2).binary("div", F(2), F(0)), "zero"),
         (lambda: Builder(1).binary("add", F(1), F(2)), "add"),
         (lambda: Builder(1).binary("mul", F(10) ** 400), "too large"),
     ],
