@@ -8,8 +8,9 @@ os.environ.setdefault("MPLBACKEND", "agg")
 os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
 os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
 
-from hypothesis import HealthCheck, settings  # noqa: E402
+from hypothesis import HealthCheck, Phase, settings  # noqa: E402
 
 settings.register_profile("lipctrl", deadline=None, derandomize=True, print_blob=True, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("explore", parent=settings.get_profile("lipctrl"), derandomize=False, max_examples=1000)
+settings.register_profile("mutation", parent=settings.get_profile("lipctrl"), phases=(Phase.explicit, Phase.generate), max_examples=40)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "lipctrl"))

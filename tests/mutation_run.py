@@ -1,9 +1,11 @@
-"""Mutation run over the checker: change one operator, constant or statement at a time and see which tests notice.
+"""Mutation run over the checker: change one operator, constant, condition or call at a time and see which tests notice.
 
-    python tests/mutation_run.py certificates/checker/cells.py --tests tests/test_stability.py [--limit 200] [--seed 0]
+    python tests/mutation_run.py                                        # every file of the checker: hours
+    python tests/mutation_run.py certificates/checker/cells.py          # one file
+    python tests/mutation_run.py --only docs/mutation-run.md            # the survivors of the page again: minutes
 
-Each mutant runs in a fresh process in which only the mutated module differs. Survivors are printed with file, line and change
-and written as JSON; docs/mutation-run.md explains those of the last full run.
+Each mutant runs in a fresh process in which only the mutated module differs. A survivor that docs/mutation-run.md does not
+explain is printed as NEW and makes the exit status 1.
 """
 
 from __future__ import annotations
@@ -19,11 +21,35 @@ import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
+CHECKER = Path("certificates/checker")
+EXPLANATIONS = Path("docs/mutation-run.md")
+
+TESTS = {  # the nearest tests first: a mutant that they notice costs a second or two
+    "balls.py": ["checker_arithmetic", "checker_enclosure", "definite", "lipschitz_chain", "checker_counterexample", "evaluations"],
+    "bundle.py": ["checker_bundle", "checker_attacks", "checker_command", "lipschitz_bound", "stability"],
+    "cells.py": ["checker_cells", "checker_attacks", "stability"],
+    "chain.py": ["lipschitz_chain", "lipschitz_bound", "lipschitz_attacks"],
+    "closed_loop.py": ["checker_cells", "checker_counterexample", "stability"],
+    "command.py": ["checker_command"],
+    "definite.py": ["definite", "lipschitz_chain", "lipschitz_bound"],
+    "enclosure.py": ["checker_enclosure", "checker_cells", "checker_attacks", "evaluations", "stability"],
+    "exact.py": ["checker_arithmetic", "lipschitz_chain", "checker_cells", "checker_counterexample", "evaluations"],
+    "graph.py": ["checker_bundle", "checker_arithmetic", "recording", "checker_attacks", "lipschitz_chain", "evaluations"],
+    "intervals.py": ["checker_intervals", "checker_enclosure", "checker_cells", "evaluations"],
+    "kinds.py": ["checker_bundle", "checker_command", "checker_attacks", "lipschitz_bound", "stability"],
+    "rounding.py": ["checker_enclosure", "checker_cells", "stability"],
+    "verdict.py": ["checker_verdict", "checker_bundle", "checker_command"],
+    "work.py": ["checker_attacks", "checker_bundle", "checker_enclosure", "stability"],
+    "writing.py": ["checker_bundle", "checker_command", "checker_attacks"],
+    "verifiers/closed_loop_lyapunov_bab.py": ["checker_cells", "stability", "checker_attacks", "stability_mutants"],
+    "verifiers/counterexample.py": ["checker_counterexample", "checker_attacks"],
+    "verifiers/lipschitz_bound.py": ["lipschitz_bound", "lipschitz_attacks", "checker_attacks", "lipschitz_mutants"],
+}
 
 COMPARISONS: dict[type[ast.cmpop], type[ast.cmpop]] = {
     ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
@@ -39,17 +65,35 @@ NAMES = {
 }  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Mutant:
+    """One change: where it is, the line it changes, what it does."""
+
+    file: str
+    function: str
+    line: int
+    code: str
+    change: str
+
+    @property
+    def key(self) -> tuple[str, str, str, str]:
+        """What an explanation refers to; line numbers move, so they are not part of it."""
+        return self.file, self.function, self.code, self.change
+
+
 class _Mutator(ast.NodeTransformer):
     """Applies mutation number ``target`` and counts how many there are."""
 
     def __init__(self, target: int) -> None:
         self.target, self.count, self.change, self.line = target, -1, "", 0
+        self.scope: list[str] = []
+        self.function = ""
 
     def _hit(self, node: ast.AST, change: str) -> bool:
         self.count += 1
         if self.count != self.target:
             return False
-        self.change, self.line = change, getattr(node, "lineno", 0)
+        self.change, self.line, self.function = change, getattr(node, "lineno", 0), ".".join(self.scope)
         return True
 
     def visit_Compare(self, node: ast.Compare) -> ast.AST:
@@ -79,6 +123,26 @@ class _Mutator(ast.NodeTransformer):
             node.op = ast.Or() if isinstance(node.op, ast.And) else ast.And()
         return node
 
+    def visit_If(self, node: ast.If) -> ast.AST:
+        self.generic_visit(node)
+        return self._negated(node)
+
+    def visit_IfExp(self, node: ast.IfExp) -> ast.AST:
+        self.generic_visit(node)
+        return self._negated(node)
+
+    def _negated(self, node: Any) -> ast.AST:
+        plain = isinstance(node.test, ast.Name | ast.Attribute | ast.Call | ast.Subscript)  # the others are mutated within
+        if plain and self._hit(node, f"negate condition {ast.unparse(node.test)[:80]}"):
+            node.test = ast.UnaryOp(ast.Not(), node.test)
+        return node
+
+    def visit_Expr(self, node: ast.Expr) -> ast.AST:
+        self.generic_visit(node)
+        if isinstance(node.value, ast.Call) and self._hit(node, f"drop call {ast.unparse(node)[:80]}"):
+            return ast.copy_location(ast.Pass(), node)
+        return node
+
     def visit_Constant(self, node: ast.Constant) -> ast.AST:
         if isinstance(node.value, bool):
             if self._hit(node, f"{node.value} -> {not node.value}"):
@@ -103,8 +167,16 @@ class _Mutator(ast.NodeTransformer):
             return ast.copy_location(ast.Pass(), node)
         return node  # the text of a message is not mutated
 
+    def visit_ClassDef(self, node: ast.ClassDef) -> ast.AST:
+        self.scope.append(node.name)
+        node.body = [self.visit(statement) for statement in node.body]
+        self.scope.pop()
+        return node
+
     def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
+        self.scope.append(node.name)
         node.body = [self.visit(statement) for statement in node.body]  # annotations, defaults and decorators stay
+        self.scope.pop()
         return node
 
     def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST:
@@ -116,11 +188,22 @@ class _Mutator(ast.NodeTransformer):
         return node
 
 
-def mutate(source: str, target: int) -> tuple[ast.Module, str, int] | None:
-    """The module with mutation number ``target`` and what it is, ``None`` past the last."""
-    mutator = _Mutator(target)
+def mutate(file: str, source: str, number: int) -> tuple[Mutant, ast.Module] | None:
+    """Mutation ``number`` of a module and its tree, ``None`` past the last."""
+    mutator = _Mutator(number)
     tree = mutator.visit(ast.parse(source))
-    return (ast.fix_missing_locations(tree), mutator.change, mutator.line) if mutator.change else None
+    if not mutator.change:
+        return None
+    code = source.splitlines()[mutator.line - 1].strip()
+    return Mutant(file, mutator.function, mutator.line, code, mutator.change), ast.fix_missing_locations(tree)
+
+
+def mutants_of(file: str) -> Iterator[tuple[Mutant, ast.Module]]:
+    """All mutants of a file of the checker, in order."""
+    source, number = (ROOT / CHECKER / file).read_text(), 0
+    while (made := mutate(file, source, number)) is not None:
+        yield made
+        number += 1
 
 
 class _MutantFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
@@ -142,76 +225,103 @@ class _MutantFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         exec(self.code, module.__dict__)  # noqa: S102
 
 
-def run_child(module: str, path: Path, tree: ast.Module, tests: Sequence[str]) -> None:
-    """In a forked process: import the mutant, run the tests until one fails, exit with pytest's status."""
-    import pytest
-
-    sys.meta_path.insert(0, _MutantFinder(module, path, tree))
-    null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, 1)
-    os.dup2(null, 2)
-    status = pytest.main(["-x", "-q", "-p", "no:cacheprovider", "--no-header", "--tb=no", *tests])
-    os._exit(0 if status == 0 else 1)
-
-
-def survives(module: str, path: Path, tree: ast.Module, tests: Sequence[str], timeout: float) -> bool:
-    """Whether every test passes on the mutant (a hang counts as noticed)."""
+def _start(mutant: Mutant, tree: ast.Module, tests: Sequence[str]) -> int:
+    """Fork a process that imports the mutant and runs the tests until one fails; its exit status is 0 if none did."""
     child = os.fork()
-    if child == 0:
+    if child:
+        return child
+    try:
+        import pytest
+
         os.setsid()
-        try:
-            run_child(module, path, tree, tests)
-        finally:
-            os._exit(1)
-    deadline = time.monotonic() + timeout
-    while time.monotonic() < deadline:
-        done, status = os.waitpid(child, os.WNOHANG)
-        if done:
-            return os.waitstatus_to_exitcode(status) == 0
+        os.environ["HYPOTHESIS_PROFILE"] = "mutation"
+        module = "lipctrl." + ".".join((CHECKER / mutant.file).with_suffix("").parts)
+        sys.meta_path.insert(0, _MutantFinder(module, ROOT / CHECKER / mutant.file, tree))
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, 1)
+        os.dup2(null, 2)
+        passed = pytest.main(["-x", "-q", "-p", "no:cacheprovider", "--no-header", "--tb=no", *tests]) == 0
+        os._exit(0 if passed else 1)
+    finally:
+        os._exit(1)
+
+
+def survivors_of(work: Sequence[tuple[Mutant, ast.Module]], jobs: int, timeout: float) -> Iterator[Mutant]:
+    """The mutants on which every test passes (a hang counts as noticed), ``jobs`` processes at a time."""
+    waiting, running = list(reversed(work)), dict[int, tuple[Mutant, float]]()
+    while waiting or running:
+        while waiting and len(running) < jobs:
+            mutant, tree = waiting.pop()
+            tests = [f"tests/test_{name}.py" for name in TESTS[mutant.file]]
+            running[_start(mutant, tree, tests)] = (mutant, time.monotonic() + timeout)
+        for child, (mutant, deadline) in list(running.items()):
+            done, status = os.waitpid(child, os.WNOHANG)
+            if not done and time.monotonic() < deadline:
+                continue
+            del running[child]
+            if not done:
+                os.killpg(child, signal.SIGKILL)
+                os.waitpid(child, 0)
+            elif os.waitstatus_to_exitcode(status) == 0:
+                yield mutant
         time.sleep(0.02)
-    os.killpg(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    return False
 
 
-def mutants_of(path: Path) -> Iterator[tuple[int, ast.Module, str, int]]:
-    """All mutants of a file, in order."""
-    source, number = path.read_text(), 0
-    while (made := mutate(source, number)) is not None:
-        yield number, *made
-        number += 1
+def explained(page: Path) -> set[tuple[str, str, str, str]]:
+    """The keys of the survivors that a page explains: table rows of four cells below a heading that names the file."""
+    keys, file = set(), ""
+    for line in page.read_text().splitlines() if page.exists() else []:
+        if line.startswith("## `"):
+            file = line[4:].split("`")[0]
+        cells = [cell.strip().replace("\\|", "|") for cell in line.replace("\\|", "\0").split("|")[1:-1]]
+        cells = [cell.replace("\0", "|") for cell in cells]
+        if len(cells) == 4 and cells[3] and all(cell.startswith("`") for cell in cells[:3]):
+            keys.add((file, *(cell.strip("`").strip() for cell in cells[:3])))
+    return keys
+
+
+def row(mutant: Mutant, why: str = "") -> str:
+    """The table row for the page."""
+    cells = [f"`` {cell} ``" if "`" in cell else f"`{cell}`" for cell in (mutant.function, mutant.code, mutant.change)]
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in [*cells, why]) + " |"
 
 
 def main() -> int:
-    """Run the mutants of one file against some tests."""
+    """Run the mutants of some files of the checker."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("file", type=Path)
-    parser.add_argument("--tests", nargs="+", required=True)
-    parser.add_argument("--limit", type=int, default=0, help="run this many mutants, evenly spread; 0: all")
-    parser.add_argument("--timeout", type=float, default=120)
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("files", type=Path, nargs="*", help="default: every file of the checker")
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--limit", type=int, default=0, help="run this many mutants of each file, evenly spread; 0: all")
+    parser.add_argument("--timeout", type=float, default=180)
+    parser.add_argument("--only", type=Path, help="run only the survivors that this page explains")
+    parser.add_argument("--out", type=Path, help="folder for one JSON file of survivors per file")
     options = parser.parse_args()
     os.chdir(ROOT)
     sys.path.insert(0, str(ROOT))
-    for heavy in ("numpy", "flint", "scipy.optimize", "scipy.stats", "safetensors.numpy", "hypothesis", "pytest", "torch"):
+    for heavy in ("numpy", "flint", "scipy.optimize", "scipy.stats", "safetensors.numpy", "hypothesis", "pytest", "torch", "casadi"):
         importlib.import_module(heavy)  # shared by all children; nothing of lipctrl is imported here
-    path = options.file.resolve()
-    module = "lipctrl." + ".".join(path.relative_to(ROOT).with_suffix("").parts)
-    jobs = list(mutants_of(path))
-    if options.limit:
-        jobs = jobs[:: max(1, len(jobs) // options.limit)]
-    survivors = []
-    with ThreadPoolExecutor(1) as pool:
-        for (number, _, change, line), alive in zip(
-            jobs, pool.map(lambda job: survives(module, path, job[1], options.tests, options.timeout), jobs), strict=True
-        ):
-            if alive:
-                survivors.append({"file": str(options.file), "number": number, "line": line, "change": change})
-                print(f"SURVIVED {options.file}:{line} {change}", flush=True)
-    print(f"{options.file}: {len(jobs)} mutants, {len(jobs) - len(survivors)} noticed, {len(survivors)} survived")
-    if options.out:
-        options.out.write_text(json.dumps({"mutants": len(jobs), "survivors": survivors}, indent=1))
-    return 0
+    known, unexplained = explained(ROOT / EXPLANATIONS), 0
+    wanted = explained(options.only) if options.only else None
+    files = [str(path.resolve().relative_to(ROOT / CHECKER)) for path in options.files] or list(TESTS)
+    for file in files:
+        started, work = time.monotonic(), list(mutants_of(file))
+        if wanted is not None:
+            work = [job for job in work if job[0].key in wanted]
+        if options.limit:
+            work = work[:: max(1, len(work) // options.limit)]
+        survivors = []
+        for mutant in survivors_of(work, options.jobs, options.timeout):
+            survivors.append(mutant)
+            if mutant.key not in known:
+                unexplained += 1
+                print(f"NEW {file}:{mutant.line} {row(mutant)}", flush=True)
+        print(f"{file}: {len(work)} mutants, {len(survivors)} survived, {time.monotonic() - started:.0f} s", flush=True)
+        if options.out:
+            options.out.mkdir(parents=True, exist_ok=True)
+            result = {"mutants": len(work), "survivors": [asdict(mutant) for mutant in survivors]}
+            (options.out / (file.replace("/", "-") + ".json")).write_text(json.dumps(result, indent=1))
+    print(f"survivors that {EXPLANATIONS} does not explain: {unexplained}")
+    return int(unexplained > 0)
 
 
 if __name__ == "__main__":
