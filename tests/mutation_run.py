@@ -17,6 +17,7 @@ import importlib.machinery
 import importlib.util
 import json
 import os
+import resource
 import signal
 import sys
 import time
@@ -225,7 +226,7 @@ class _MutantFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         exec(self.code, module.__dict__)  # noqa: S102
 
 
-def _start(mutant: Mutant, tree: ast.Module, tests: Sequence[str]) -> int:
+def _start(mutant: Mutant, tree: ast.Module, tests: Sequence[str], timeout: int) -> int:
     """Fork a process that imports the mutant and runs the tests until one fails; its exit status is 0 if none did."""
     child = os.fork()
     if child:
@@ -234,6 +235,7 @@ def _start(mutant: Mutant, tree: ast.Module, tests: Sequence[str]) -> int:
         import pytest
 
         os.setsid()
+        resource.setrlimit(resource.RLIMIT_CPU, (timeout, timeout))
         os.environ["HYPOTHESIS_PROFILE"] = "mutation"
         module = "lipctrl." + ".".join((CHECKER / mutant.file).with_suffix("").parts)
         sys.meta_path.insert(0, _MutantFinder(module, ROOT / CHECKER / mutant.file, tree))
@@ -246,14 +248,14 @@ def _start(mutant: Mutant, tree: ast.Module, tests: Sequence[str]) -> int:
         os._exit(1)
 
 
-def survivors_of(work: Sequence[tuple[Mutant, ast.Module]], jobs: int, timeout: float) -> Iterator[Mutant]:
-    """The mutants on which every test passes (a hang counts as noticed), ``jobs`` processes at a time."""
+def survivors_of(work: Sequence[tuple[Mutant, ast.Module]], jobs: int, timeout: int) -> Iterator[Mutant]:
+    """The mutants on which every test passes, ``jobs`` processes at a time; a hang (seconds of processor time) counts as noticed."""
     waiting, running = list(reversed(work)), dict[int, tuple[Mutant, float]]()
     while waiting or running:
         while waiting and len(running) < jobs:
             mutant, tree = waiting.pop()
             tests = [f"tests/test_{name}.py" for name in TESTS[mutant.file]]
-            running[_start(mutant, tree, tests)] = (mutant, time.monotonic() + timeout)
+            running[_start(mutant, tree, tests, timeout)] = (mutant, time.monotonic() + 20 * timeout)
         for child, (mutant, deadline) in list(running.items()):
             done, status = os.waitpid(child, os.WNOHANG)
             if not done and time.monotonic() < deadline:
@@ -292,7 +294,7 @@ def main() -> int:
     parser.add_argument("files", type=Path, nargs="*", help="default: every file of the checker")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--limit", type=int, default=0, help="run this many mutants of each file, evenly spread; 0: all")
-    parser.add_argument("--timeout", type=float, default=180)
+    parser.add_argument("--timeout", type=int, default=120, help="seconds of processor time for one mutant")
     parser.add_argument("--only", type=Path, help="run only the survivors that this page explains")
     parser.add_argument("--out", type=Path, help="folder for one JSON file of survivors per file")
     options = parser.parse_args()
