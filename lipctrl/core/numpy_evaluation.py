@@ -149,7 +149,13 @@ class NumpyOperations:
         if bias is None:
             return lambda x: x @ transposed
         shift = bias.astype(self.dtype)
-        return lambda x: x @ transposed + shift
+
+        def apply(x: Array) -> Array:
+            y = x @ transposed
+            y += shift  # in place: a batch is written once less
+            return y
+
+        return apply
 
     def group_sort(self, group_size: int) -> Callable[[Array], Array]:
         """Ascending inside consecutive groups; a leftover group is smaller."""
