@@ -1,6 +1,6 @@
 """Families of Lipschitz layers measured: cost of a training step, tightness on a square wave, gain at the start.
 
-    python examples/benchmarks/lipschitz_layers.py step
+    python examples/benchmarks/lipschitz_layers.py step          # beside torchlip and orthogonium where they are installed
     python examples/benchmarks/lipschitz_layers.py gain
     python examples/benchmarks/lipschitz_layers.py wave --layers ldlt sandwich --epochs 4000 --out wave.jsonl
 
@@ -14,6 +14,7 @@ ball arithmetic, a proved lower bound; the upper bound is proved by the checker 
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import statistics
 import time
@@ -30,6 +31,7 @@ from lipctrl.nn import LAYERS, LinearPlusMLP, LipschitzMLP, LipschitzNetwork, Li
 
 FAMILIES = [*LAYERS, "sll", "cpl", "linear_plus"]
 GAIN = 10.0  #: the bound of the square wave
+PEERS = {"torchlip SpectralLinear": ("deel.torchlip", "SpectralLinear"), "orthogonium OrthoLinear": ("orthogonium.layers", "OrthoLinear")}
 RATES = {"ldlt": 0.1}  #: greatest learning rates of the square wave; 0.02 for the others
 
 
@@ -53,8 +55,9 @@ def stepper(layer: str) -> Callable[[], None]:
     sizes = (17, 256, 256, 6)
     x, y = torch.randn(256, 17, generator=generator(0)), torch.randn(256, 6, generator=generator(1))
     net: nn.Module
-    if layer == "plain":
-        net = nn.Sequential(nn.Linear(17, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 6))
+    if layer == "plain" or layer in PEERS:
+        linear = nn.Linear if layer == "plain" else getattr(importlib.import_module(PEERS[layer][0]), PEERS[layer][1])
+        net = nn.Sequential(linear(17, 256), nn.ReLU(), linear(256, 256), nn.ReLU(), linear(256, 6))
     else:
         net = network(layer, sizes, 1.0, "relu", 0)
     optimiser = torch.optim.Adam(net.parameters())
@@ -75,7 +78,13 @@ def stepper(layer: str) -> Callable[[], None]:
 
 
 def measure_steps(repetitions: int) -> list[dict[str, object]]:
-    steps = {layer: stepper(layer) for layer in ["plain", *FAMILIES]}
+    steps: dict[str, Callable[[], None]] = {}
+    absent: list[dict[str, object]] = []
+    for layer in ["plain", *FAMILIES, *PEERS]:
+        try:
+            steps[layer] = stepper(layer)
+        except ImportError as error:
+            absent.append({"layer": layer, "not_run_because": str(error)})
     seconds: dict[str, list[float]] = {layer: [] for layer in steps}
     for _ in range(repetitions):
         for layer, step in steps.items():
@@ -91,7 +100,7 @@ def measure_steps(repetitions: int) -> list[dict[str, object]]:
             "ratio_of_medians": round(statistics.median(values) / statistics.median(plain), 2),
         }
         for layer, values in seconds.items()
-    ]
+    ] + absent
 
 
 # --- gain at the start ----------------------------------------------------------------------------------------------------
