@@ -36,26 +36,25 @@ def solve(system: System, tolerance: float = 1e-6, report: Callable[[float, floa
     ``report(square, gap)`` is called at every centred point. An interrupt (Ctrl-C) ends the search with what it has. Raises
     LinAlgError where rounding leaves no feasible start.
     """
-    values = start(system)
-    square = _feasible(system, values)
-    t, steps = system.size / square, 0
+    point = _feasible(system, start(system))
+    t, steps = system.size / point.square, 0
     try:
         while steps < MAX_STEPS:
             steps += 1
-            square, values, decrement = _step(system, square, values, t)
+            point, decrement = _step(system, point, t)
             if decrement == np.inf:
                 break
             if decrement < 0.5:
                 if report is not None:
-                    report(square, system.size / t)
-                if system.size / t <= tolerance * square:
+                    report(point.square, system.size / t)
+                if system.size / t <= tolerance * point.square:
                     if decrement < 1e-2:
                         break
                 else:
                     t *= 4.0
     except KeyboardInterrupt:
         pass
-    return Multipliers(square, values, system.size / t, steps)
+    return Multipliers(point.square, point.values, system.size / t, steps)
 
 
 def start(system: System) -> Array:
@@ -73,12 +72,29 @@ def least_square(system: System, values: Array) -> float:
     return max(_greatest_need(system, values, slice(0, system.inputs)), 1e-300)
 
 
-def _feasible(system: System, values: Array) -> float:
-    """A rho^2 that is strictly feasible in floats: near the least, which rounding hides where a network is almost constant."""
+@dataclass(frozen=True)
+class _Point:
+    """A feasible point with the Cholesky factor of its matrix (lower, in the order of LAPACK) and the logarithm of its determinant."""
+
+    square: float
+    values: Array
+    factor: Array
+    log_det: float
+
+
+def _point(system: System, square: float, values: Array) -> _Point | None:
+    """The point, if it is strictly feasible in floats."""
+    factor, info = _factor(system.matrix(square, values))
+    return None if info else _Point(square, values, factor, 2 * float(np.log(np.diagonal(factor)).sum()))
+
+
+def _feasible(system: System, values: Array) -> _Point:
+    """With a rho^2 that is strictly feasible in floats: near the least, which rounding hides where a network is almost constant."""
     square = 1.5 * least_square(system, values)
     while square < 1e6:
-        if _log_det(system, square, values) > -np.inf:
-            return square
+        point = _point(system, square, values)
+        if point is not None:
+            return point
         square = max(100 * square, 1e-18)
     raise np.linalg.LinAlgError("no feasible start")
 
@@ -96,75 +112,55 @@ def _greatest_need(system: System, values: Array, block: slice) -> float:
     return float(np.linalg.eigvalsh(schur)[-1]) if len(schur) else 0.0
 
 
-def _step(system: System, square: float, values: Array, t: float) -> tuple[float, Array, float]:
+def _step(system: System, point: _Point, t: float) -> tuple[_Point, float]:
     """One damped Newton step; returns the new point and the squared decrement at the old one, infinite where none is possible."""
-    gradient, hessian = _derivatives(system, square, values, t)
+    gradient, hessian = _derivatives(system, point, t)
     if not bool(np.all(np.diagonal(hessian) > 0)):
-        return square, values, np.inf
+        return point, np.inf
     scale = 1 / np.sqrt(np.diagonal(hessian))
     scaled = hessian * scale[:, None] * scale
     scaled[np.arange(len(scaled)), np.arange(len(scaled))] += 1e-13
-    factor, info = lapack.dpotrf(scaled, lower=1, clean=0)
+    factor, info = _factor(scaled)
     direction = -scale * lapack.dpotrs(factor, scale * gradient, lower=1)[0]
     decrement = float(-gradient @ direction)
-    length = 0.0 if info or not decrement >= 0 else _length(system, square, values, t, direction, decrement)
-    if length == 0:
-        return square, values, np.inf
-    return square + length * direction[0], values + length * direction[1:], decrement
+    after = None if info or not decrement >= 0 else _search(system, point, t, direction, decrement)
+    return (point, np.inf) if after is None else (after, decrement)
 
 
-def _length(system: System, square: float, values: Array, t: float, direction: Array, decrement: float) -> float:
-    """A step length that decreases the barrier function: long ones first; 0 where rounding leaves none.
+def _search(system: System, point: _Point, t: float, direction: Array, decrement: float) -> _Point | None:
+    """A step that decreases the barrier function: long ones first; ``None`` where rounding leaves none.
 
-    Over the reals 1 / (1 + sqrt(decrement)) always stays feasible and decreases it.
+    Over the reals the length 1 / (1 + sqrt(decrement)) always stays feasible and decreases it.
     """
     safe = 1 / (1 + np.sqrt(decrement))
-    here = _log_det(system, square, values)
+    cost = float(direction[0] + PENALTY * direction[1:].sum())
     length = 1.0
     while length > 1e-6 * safe:
-        there = _log_det(system, square + length * direction[0], values + length * direction[1:])
-        if there > -np.inf and (length <= safe or t * length * _cost(direction) - there + here <= -0.1 * length * decrement):
-            return length
+        after = _point(system, point.square + length * direction[0], point.values + length * direction[1:])
+        if after is not None and (length <= safe or t * length * cost - after.log_det + point.log_det <= -0.1 * length * decrement):
+            return after
         length *= 0.5
-    return 0.0
+    return None
 
 
-def _cost(point: Array) -> float:
-    return float(point[0] + PENALTY * point[1:].sum())
+def _factor(matrix: Array) -> tuple[Array, int]:
+    """Cholesky factor of a symmetric matrix that is given up. Its transpose has the order that LAPACK wants: nothing is copied."""
+    factor, info = lapack.dpotrf(matrix.T, lower=1, clean=1, overwrite_a=1)
+    return factor, info
 
 
-def _log_det(system: System, square: float, values: Array) -> float:
-    factor, info = lapack.dpotrf(system.matrix(square, values), lower=1, clean=0)
-    return -np.inf if info else 2 * float(np.log(np.diagonal(factor)).sum())
-
-
-def _derivatives(system: System, square: float, values: Array, t: float) -> tuple[Array, Array]:
+def _derivatives(system: System, point: _Point, t: float) -> tuple[Array, Array]:
     """Gradient and Hessian of t cost - log det M in (rho^2, lambda)."""
-    n = system.inputs
-    factor, info = lapack.dpotrf(system.matrix(square, values), lower=1)
-    if info:
-        raise np.linalg.LinAlgError("the iterate is not feasible")
-    inverse = lapack.dpotri(factor, lower=1)[0]
-    inverse = np.tril(inverse) + np.tril(inverse, -1).T
-    low, high = system.low, system.high
-    rows = system.rows @ inverse  # w_j^T P
-    cross = rows[:, n:]
-    among = rows @ system.rows.T
-    p = inverse[n:] - low[:, None] * rows  # (e_j - low_j w_j)^T P
-    q = inverse[n:] - high[:, None] * rows
-    units = inverse[n:, n:]
-    pp = units - low * cross.T - low[:, None] * cross + low[:, None] * among * low
-    qq = units - high * cross.T - high[:, None] * cross + high[:, None] * among * high
-    pq = units - high * cross.T - low[:, None] * cross + low[:, None] * among * high
+    n, count = system.inputs, len(point.values)
+    inverse = lapack.dpotri(point.factor, lower=1)[0].T
+    inverse = inverse + inverse.T
+    inverse[np.arange(system.size), np.arange(system.size)] /= 2
+    slopes, mixed, curvature = _products(system, inverse)
     input_block = inverse[:n, :n]
-    slopes = -np.diagonal(pq)
-    curvature = 0.5 * (pp * qq + pq * pq.T)
-    mixed = np.einsum("ji,ji->j", p[:, :n], q[:, :n])
-    count = len(values)
-    gradient, hessian = np.zeros(count + 1), np.zeros((count + 1, count + 1))
+    gradient, hessian = np.empty(count + 1), np.empty((count + 1, count + 1))
     gradient[0] = t - np.trace(input_block)
     hessian[0, 0] = np.sum(input_block**2)
-    gradient[1:] = np.bincount(system.member, slopes, minlength=count) + t * PENALTY
+    gradient[1:] = t * PENALTY - np.bincount(system.member, slopes, minlength=count)
     hessian[0, 1:] = hessian[1:, 0] = np.bincount(system.member, mixed, minlength=count)
     if count == len(system.member):
         hessian[1:, 1:] = curvature
@@ -172,3 +168,46 @@ def _derivatives(system: System, square: float, values: Array, t: float) -> tupl
         gather = (system.member[None, :] == np.arange(count)[:, None]).astype(np.float64)
         hessian[1:, 1:] = gather @ curvature @ gather.T
     return gradient, hessian
+
+
+def _products(system: System, inverse: Array) -> tuple[Array, Array, Array]:
+    """With p_j = e_j - low_j w_j and q_j = e_j - high_j w_j: p_j^T P q_j, (P p_j)_0 . (P q_j)_0, and half of
+    (p_i^T P p_j)(q_i^T P q_j) + (p_i^T P q_j)(q_i^T P p_j).
+    """
+    n, low, high = system.inputs, system.low[:, None], system.high[:, None]
+    rows, among = _row_products(system, inverse)  # W P and W P W^T
+    units, inner = inverse[n:, n:], inverse[n:, :n]
+    left = units - high * rows[:, n:]  # q_i^T P e_j
+    qq = left + left.T
+    qq -= units
+    qq += np.multiply(among, high * high.T)
+    if low.any():
+        right = units - low * rows[:, n:]  # p_i^T P e_j
+        pp = right + right.T
+        pp -= units
+        pp += np.multiply(among, low * low.T)
+        left -= low.T * (rows[:, n:].T - high * among)  # q_i^T P p_j
+    else:
+        pp = units
+    slopes = np.diagonal(left).copy()
+    qq *= pp
+    qq += left * left.T
+    qq *= 0.5
+    mixed = np.einsum("ji,ji->j", inner - low * rows[:, :n], inner - high * rows[:, :n])
+    return slopes, mixed, qq
+
+
+def _row_products(system: System, inverse: Array) -> tuple[Array, Array]:
+    """W P and W P W^T for the rows w_j: each layer reads few of the variables, and only those columns are multiplied."""
+    rows, among = np.empty_like(system.rows), np.empty((len(system.rows), len(system.rows)))
+    supports = []
+    for layer in system.layers:
+        units = slice(layer.start - system.inputs, layer.stop - system.inputs)
+        read = np.flatnonzero(system.rows[units].any(axis=0))
+        columns = slice(int(read[0]), int(read[-1]) + 1) if read.size else slice(0, 0)
+        supports.append((units, columns, system.rows[units, columns]))
+    for units, columns, block in supports:
+        rows[units] = block @ inverse[columns]
+    for units, columns, block in supports:
+        among[:, units] = rows[:, columns] @ block.T
+    return rows, among
