@@ -14,6 +14,7 @@ from lipctrl.certificates.checker.bundle import PlantSubject, parse_plant
 from lipctrl.certificates.checker.cells import Loop, Step, centre_radius, keep_factor, level_range
 from lipctrl.certificates.checker.exact import evaluate_exact
 from lipctrl.certificates.checker.graph import Graph
+from lipctrl.certificates.checker.intervals import Interval, gamma
 from lipctrl.certificates.checker.verifiers.closed_loop_lyapunov_bab import determinant
 from tests.loops import Sketch, gain, linear_plant, subject
 
@@ -116,3 +117,143 @@ def test_digits_that_cancel_in_the_plant_are_missing_in_the_bounds() -> None:
     highest, decrease = step.highest(np.eye(1)), step.decrease(np.eye(1), keep_factor(Fraction(1, 2)))
     assert all(Fraction(float(v)) ** 2 / 4 <= Fraction(float(h)) for v, h in zip(y[:, 0], highest, strict=True))
     assert all(Fraction(float(v)) ** 2 / 4 >= Fraction(float(d)) for v, d in zip(y[:, 0], decrease, strict=True))
+
+
+# --- formulas, to the last digit ----------------------------------------------------------------------------------------
+
+P2 = np.array([[2.0, -1.0], [-1.0, 3.0]])
+
+
+def two_cells(**changes: Any) -> Step:
+    """Small integers, so that the formulas below are computed without rounding: n = 2 states, k = 3 seeds."""
+    parts: dict[str, Any] = {
+        "centre": np.array([[3.0, -2.0], [0.0, 5.0]]),
+        "radius": np.array([[1.0, 2.0, 4.0], [0.5, 0.0, 2.0]]),
+        "value": Interval(np.array([[-1.0, 0.0], [0.0, 0.0]]), np.array([[1.0, 2.0], [0.0, 0.0]])),
+        "centre_value": np.array([[1.0, -4.0], [-2.0, 7.0]]),
+        "centre_radius": np.array([[0.5, 0.25], [0.0, 2.0]]),
+        "slope": np.array([[[0.5, -1.0, 2.0], [0.0, 0.25, -3.0]], [[-1.0, 0.0, 0.5], [2.0, -0.5, 1.0]]]),
+        "slope_radius": np.array([[[0.0, 0.5, 0.25], [1.0, 0.0, 0.0]], [[0.25, 2.0, 0.0], [0.0, 0.0, 0.5]]]),
+    }
+    return Step(**{**parts, **changes})
+
+
+def by_hand(step: Step, b: int, keep: Fraction) -> tuple[Fraction, Fraction, Fraction]:
+    """Decrease, highest level and the size T that rounding is measured by, from their definitions, over the rationals."""
+    n, k = step.slope.shape[1:]
+    c, a, r = (exactly(part[b]) for part in (step.centre, step.centre_value, step.radius))
+    S, spread = [exactly(row) for row in step.slope[b]], [exactly(row) for row in step.slope_radius[b]]
+    P = [exactly(row) for row in P2]
+    e = [v + sum(x * y for x, y in zip(row, r, strict=True)) for row, v in zip(spread, exactly(step.centre_radius[b]), strict=True)]
+
+    def form(x: Any, y: Any, size: bool = False) -> Fraction:
+        return sum((abs(P[i][j]) if size else P[i][j]) * x[i] * y[j] for i in range(n) for j in range(n))
+
+    columns = [[S[i][j] for i in range(n)] for j in range(k)]
+    own = [[Fraction(int(i == j)) for i in range(n)] for j in range(k)]  # of y = c + h_1..n
+    forms = [[keep * form(own[i], own[j]) - form(columns[i], columns[j]) for j in range(k)] for i in range(k)]
+    unit = [[Fraction(int(i == j)) for i in range(n)] for j in range(n)]
+    reach = [abs(form(unit[i], a)) + sum(abs(form(unit[i], columns[j])) * r[j] for j in range(k)) for i in range(n)]
+    inexact = 2 * sum(x * y for x, y in zip(e, reach, strict=True)) + form(e, e, size=True)
+    loss = 2 * sum(abs(keep * form(own[j], c) - form(columns[j], a)) * r[j] for j in range(k))
+    loss += sum(r[i] * r[j] * (abs(forms[i][j]) if i != j else max(-forms[i][i], Fraction(0))) for i in range(k) for j in range(k))
+    high = form(a, a) + 2 * sum(abs(form(columns[j], a)) * r[j] for j in range(k)) + inexact
+    high += sum(r[i] * r[j] * abs(form(columns[i], columns[j])) for i in range(k) for j in range(k))
+    size = [abs(a[i]) + sum(abs(S[i][j]) * r[j] for j in range(k)) + e[i] for i in range(n)]
+    return keep * form(c, c) - form(a, a) - loss - inexact, high, form(size, size, size=True)
+
+
+def test_bounds_are_their_definitions_less_what_rounding_may_take() -> None:
+    step = two_cells()
+    decrease, highest = step.decrease(P2, Interval(np.float64(0.75), np.float64(1.0))), step.highest(P2)
+    for b in range(2):
+        low, high, size = by_hand(step, b, Fraction(3, 4))
+        own = [abs(c) + r for c, r in zip(exactly(step.centre[b]), exactly(step.radius[b]), strict=False)]
+        before = sum(abs(Fraction(P2[i, j])) * own[i] * own[j] for i in range(2) for j in range(2))
+        assert float(low - Fraction(decrease[b])) == pytest.approx(1.1 * gamma(8 * 2 + 6 * 3 + 100) * float(size + before), rel=0.1, abs=0)
+        assert float(Fraction(highest[b]) - high) == pytest.approx(1.1 * gamma(8 * 2 + 6 * 3 + 100) * float(size), rel=0.1, abs=0)
+
+
+def test_what_rounding_may_take_grows_with_the_dimensions() -> None:
+    shape = (1, 12, 18)
+    wide = two_cells(slope=np.zeros(shape), slope_radius=np.zeros(shape), radius=np.full((1, 18), 0.5))
+    assert wide._lost(np.ones(1))[0] == pytest.approx(1.1 * gamma(8 * 12 + 6 * 18 + 100), rel=1e-12, abs=0)
+    assert wide._lost(np.zeros(1))[0] == 2.0**-820 * 10**2
+
+
+def test_levels_of_a_cell_to_the_last_digit() -> None:
+    centre, zero = np.array([[3.0, -2.0]]), np.zeros((1, 2))
+    radius = np.array([[1.0, 4.0]])
+    assert [v[0] for v in level_range(0 * P2, zero, zero)] == [-(2.0**-820), 2.0**-820]
+    (lowest,), (highest,) = level_range(P2, zero, radius)  # of V = 0 at the centre and at most 2 + 2 * 4 + 3 * 16
+    slack = 1.1 * gamma(8 * 2 + 100)
+    assert lowest == pytest.approx(-slack * 58, rel=1e-12, abs=0) and highest - 58 == pytest.approx(slack * 58, rel=0.1, abs=0)
+    (lowest,), (highest,) = level_range(P2, centre, radius)  # V = 18 + 12 + 12, P c = (8, -9), |c| + r = (4, 6)
+    assert 42 - 2 * (8 + 36) - lowest == pytest.approx(slack * (32 + 48 + 108), rel=0.2, abs=0)
+    assert highest - (42 + 2 * (8 + 36) + 58) == pytest.approx(slack * (32 + 48 + 108), rel=0.2, abs=0)
+    (lowest,), (highest,) = level_range(np.eye(12) * 2.0**60, np.ones((1, 12)) * 2.0**-30, np.zeros((1, 12)))
+    assert 12 - lowest == pytest.approx(1.1 * gamma(8 * 12 + 100) * 12, rel=0.05, abs=0)
+
+
+def test_a_step_is_inside_a_box_if_all_of_its_values_are() -> None:
+    box = np.array([-1.0, -3.0]), np.array([1.0, 3.0])
+    ends = [
+        ((-1, -3), (1, 3), True),
+        ((0, 0), (0, 0), True),
+        ((np.nextafter(-1, -2), 0), (0, 0), False),
+        ((0, 0), (0, np.nextafter(3, 4)), False),
+        ((0, -4), (0, 3), False),
+        ((-1, 0), (2, 0), False),
+        ((2, 0), (2, 0), False),
+        ((0, -4), (0, -4), False),
+        ((0, np.nan), (0, 0), False),
+        ((0, 0), (np.nan, 0), False),
+    ]
+    value = Interval(np.array([low for low, _, _ in ends], float), np.array([high for _, high, _ in ends], float))
+    assert two_cells(value=value).inside(*box).tolist() == [holds for _, _, holds in ends]
+
+
+def shifted_plant(rest: Vector) -> dict[str, Any]:
+    """x+ = x* + (1/2, -1/4) (x - x*) + (1, 2) (u0 + 3 u1), around an equilibrium that is not 0."""
+    s = Sketch()
+    x, u = s.input("state", 2), s.input("action", 2)
+    star = s.constant(*rest)
+    force = s("add", s("select", u, indices=(0,)), s("mul", s.constant(3), s("select", u, indices=(1,))))
+    moved = s("add", star, s("mul", s("sub", x, star), s.constant("1/2", "-1/4")))
+    return subject(s.graph(next_state=s("add", moved, s("mul", force, s.constant(1, 2)))), 2, 2, rest=rest)
+
+
+def test_steps_around_an_equilibrium_that_is_not_zero() -> None:
+    """Values are deviations from it; the disturbances of the float32 policy have the plant's columns."""
+    rest, bias = (Fraction(5), Fraction(-3)), [0.25, 0.125]
+    policy = gain([0.0, 0.0], [0.0, 0.0], bias=bias)
+    low, high = np.array([[1.0, -2.0], [0.0, 0.0]]), np.array([[3.0, 2.0], [0.0, 8.0]])
+    centre, radius = centre_radius(low, high)
+    push = np.array([1, 2]) * (0.25 + 3 * 0.125)
+    exact = Interval(np.array([[0.5, -0.5], [0.0, -2.0]]) + push, np.array([[1.5, 0.5], [0.0, 0.0]]) + push)
+    steps = {name: Loop(parse_plant(shifted_plant(rest)), policy, name).step(centre, radius, low, high) for name in ("real", "float32")}
+    for name, step in steps.items():
+        size = np.array([0.0, 0.0]) if name == "real" else step.radius[0, 2:]
+        assert name == "real" or ((size > 2.0**-30).all() and (size < 2.0**-20).all())  # of adding the bias
+        wide = np.array([1, 2]) * (size[0] + 3 * size[1])
+        np.testing.assert_allclose(step.value.low, exact.low - wide, atol=1e-13)
+        np.testing.assert_allclose(step.value.high, exact.high + wide, atol=1e-13)
+        np.testing.assert_allclose(step.centre_value, np.array([[1.0, 0.0], [0.0, -1.0]]) + push, atol=1e-13)
+        assert (step.centre_radius < 1e-13).all() and (step.slope_radius < 1e-13).all()
+        columns = [[0.5, 0, 1, 3], [0, -0.25, 2, 6]]
+        np.testing.assert_allclose(step.slope[1], np.array(columns)[:, : 2 if name == "real" else 4], atol=1e-13)
+    np.testing.assert_array_equal(steps["float32"].radius[:, :2], radius)
+    assert (steps["float32"].radius[0] == steps["float32"].radius[1])[2:].all()
+
+
+def test_a_constant_policy_is_disturbed_too() -> None:
+    """float32 misses 1/3 by up to 2^-25; without a slope of its own the action still moves with that error."""
+    s = Sketch()
+    s.input("observation", 1)
+    policy = s.graph(action=s.constant(Fraction(1, 3)))
+    y = np.full((1, 1), 2.0)
+    step = Loop(parse_plant(linear_plant([["1/2"]], [[4]])), policy, "float32").step(y, 0 * y, y, y)
+    miss = step.radius[0, 1]
+    assert abs(Fraction(float(np.float32(1 / 3))) - Fraction(1, 3)) <= Fraction(miss) and miss < 2.0**-24
+    np.testing.assert_allclose(step.slope, [[[0.5, 4.0]]], atol=1e-15)
+    assert step.value.high[0, 0] - step.value.low[0, 0] == pytest.approx(8 * miss, rel=1e-6, abs=0)

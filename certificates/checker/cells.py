@@ -81,6 +81,16 @@ def _disturbed(action: Enclosed, error: Array, first: int, total: int) -> Enclos
     return Enclosed(value, action.centre, iv.point(slope) if wide is None else wide + iv.point(slope))
 
 
+def _dot(x: Array, y: Array) -> Array:
+    """Scalar products of rows."""
+    return np.asarray((x * y).sum(1))
+
+
+def _times(matrices: Array, x: Array) -> Array:
+    """One matrix times one row each."""
+    return np.asarray((matrices @ x[:, :, None])[:, :, 0])
+
+
 @dataclass(frozen=True)
 class Step:
     """y+ in ``centre_value +- centre_radius + (slope +- slope_radius) h`` for all |h| <= radius, and inside ``value``.
@@ -99,7 +109,7 @@ class Step:
 
     def inside(self, low: Array, high: Array) -> Array:
         """True where y+ surely lies in the box [low, high]."""
-        return np.asarray(((self.value.low >= low) & (self.value.high <= high)).all(-1))
+        return np.asarray(((self.value.low >= low) & (self.value.high <= high)).all(1))
 
     def _lost(self, size: Array) -> Array:
         """What rounding can take from a formula whose terms add up to ``size``: gamma(d) T, and products below float64's range.
@@ -107,23 +117,23 @@ class Step:
         At most two radii and one of the sizes in T are still multiplied to such a product.
         """
         n, k = self.slope.shape[1:]
-        return np.asarray(1.1 * iv.gamma(8 * n + 6 * k + 100) * size + TINY * (1 + self.radius.sum(-1)) ** 2)
+        return np.asarray(1.1 * iv.gamma(8 * n + 6 * k + 100) * size + TINY * (1 + self.radius.sum(1)) ** 2)
 
     def _parts(self, P: Array) -> tuple[Array, Array, Array, Array]:
         """S^T P a, P a, P S and the radius e of a + S h that S h + a does not explain."""
-        error = (self.slope_radius @ self.radius[..., None])[..., 0] + self.centre_radius
+        error = _times(self.slope_radius, self.radius) + self.centre_radius
         toward = self.centre_value @ P
-        return (self.slope.transpose(0, 2, 1) @ toward[..., None])[..., 0], toward, P @ self.slope, error
+        return _times(self.slope.transpose(0, 2, 1), toward), toward, P @ self.slope, error
 
     def _spread(self, P: Array, toward: Array, sensitivity: Array, error: Array) -> Array:
         """2 e^T (|P a| + |P S| r) + e^T |P| e."""
-        reach = np.abs(toward) + (np.abs(sensitivity) @ self.radius[..., None])[..., 0]
-        return np.asarray(2 * (error * reach).sum(-1) + (error * (error @ np.abs(P))).sum(-1))
+        reach = np.abs(toward) + _times(np.abs(sensitivity), self.radius)
+        return 2 * _dot(error, reach) + _dot(error, error @ np.abs(P))
 
     def _size(self, P: Array, error: Array) -> Array:
         """(|a| + |S| r + e)^T |P| (|a| + |S| r + e): bounds every term of V(y+)."""
-        reach = np.abs(self.centre_value) + (np.abs(self.slope) @ self.radius[..., None])[..., 0] + error
-        return np.asarray((reach * (reach @ np.abs(P))).sum(-1))
+        reach = np.abs(self.centre_value) + _times(np.abs(self.slope), self.radius) + error
+        return _dot(reach, reach @ np.abs(P))
 
     def decrease(self, P: Array, keep: Interval) -> Array:
         """A lower bound of keep V(y) - V(y+) over each cell; NaN where the step is not finite.
@@ -135,7 +145,7 @@ class Step:
         linear, toward, sensitivity, error = self._parts(P)
         factor = float(keep.low)
         home = self.centre @ P
-        constant = factor * (self.centre * home).sum(-1) - (self.centre_value * toward).sum(-1)
+        constant = factor * _dot(self.centre, home) - _dot(self.centre_value, toward)
         linear = -linear
         linear[:, :n] += factor * home
         form = -(self.slope.transpose(0, 2, 1) @ sensitivity)
@@ -143,26 +153,25 @@ class Step:
         diagonal = form[:, np.arange(k), np.arange(k)]
         absolute = np.abs(form)
         absolute[:, np.arange(k), np.arange(k)] = np.maximum(-diagonal, 0.0)
-        loss = 2 * (np.abs(linear) * self.radius).sum(-1) + (self.radius * (absolute @ self.radius[..., None])[..., 0]).sum(-1)
+        loss = 2 * _dot(np.abs(linear), self.radius) + _dot(self.radius, _times(absolute, self.radius))
         own = np.abs(self.centre) + self.radius[:, :n]
-        size = (own * (own @ np.abs(P))).sum(-1) + self._size(P, error)
+        size = _dot(own, own @ np.abs(P)) + self._size(P, error)
         return np.asarray(constant - loss - self._spread(P, toward, sensitivity, error) - self._lost(size))
 
     def highest(self, P: Array) -> Array:
         """An upper bound of V(y+) over each cell."""
         linear, toward, sensitivity, error = self._parts(P)
         form = np.abs(self.slope.transpose(0, 2, 1) @ sensitivity)
-        value = (self.centre_value * toward).sum(-1) + 2 * (np.abs(linear) * self.radius).sum(-1)
-        value = value + (self.radius * (form @ self.radius[..., None])[..., 0]).sum(-1) + self._spread(P, toward, sensitivity, error)
-        return np.asarray(value + self._lost(self._size(P, error)))
+        value = _dot(self.centre_value, toward) + 2 * _dot(np.abs(linear), self.radius) + _dot(self.radius, _times(form, self.radius))
+        return np.asarray(value + self._spread(P, toward, sensitivity, error) + self._lost(self._size(P, error)))
 
 
 def level_range(P: Array, centre: Array, radius: Array) -> tuple[Array, Array]:
     """Lower and upper bounds of V over cells ``centre +- radius``; P is positive semidefinite."""
     home, own = centre @ P, np.abs(centre) + radius
-    slack = 1.1 * iv.gamma(8 * P.shape[0] + 100) * (own * (own @ np.abs(P))).sum(-1) + TINY
-    value, spread = (centre * home).sum(-1), 2 * (np.abs(home) * radius).sum(-1)
-    return value - spread - slack, value + spread + (radius * (radius @ np.abs(P))).sum(-1) + slack
+    slack = 1.1 * iv.gamma(8 * P.shape[0] + 100) * _dot(own, own @ np.abs(P)) + TINY
+    value, spread = _dot(centre, home), 2 * _dot(np.abs(home), radius)
+    return value - spread - slack, value + spread + _dot(radius, radius @ np.abs(P)) + slack
 
 
 def centre_radius(low: Array, high: Array) -> tuple[Array, Array]:
