@@ -9,7 +9,7 @@ approximate inverse R of the factor: R M R^T close to the identity. Both accept 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -110,6 +110,14 @@ def balls(values: Array) -> Array:
     return result
 
 
+def stack(parts: Sequence[Any]) -> Any:
+    """The rows of several arrays, one below the other: all Counted, and so is the result, or all object or float arrays."""
+    if not isinstance(parts[0], Counted):
+        return np.concatenate(parts)
+    value, magnitude = (np.concatenate([getattr(part, name) for part in parts]) for name in ("value", "magnitude"))
+    return Counted(value, magnitude, max(part.count for part in parts), min(part.least for part in parts))
+
+
 def symmetric(blocks: Mapping[tuple[int, int], Any], sizes: list[int]) -> Any:
     """The symmetric matrix with the given blocks (row, column), row >= column; blocks that are not named are zero.
 
@@ -161,18 +169,21 @@ def is_semidefinite_within(matrix: Array, radius: Array) -> bool:
         raise OutOfRange(f"matrix of order {order}, at most {MAX_ORDER} is judged in float64")
     require_ieee_products(order)
     with np.errstate(all="ignore"):  # what overflows or is NaN is refused below, in silence
-        return _is_semidefinite(_mirrored(matrix), _mirrored(radius))
+        return _is_semidefinite(_without_upper(np.array(matrix, np.float64)), _without_upper(np.array(radius, np.float64)))
 
 
 def _is_semidefinite(matrix: Array, radius: Array) -> bool:
+    """For lower triangles, which are this function's own to change."""
     order = len(matrix)
     scale = _unit_diagonal_scale(matrix)
-    if scale is None or not bool(np.all(radius >= 0)):
+    if scale is None or not bool(radius.min(initial=0) >= 0):
         return False
-    matrix, radius = matrix * scale[:, None] * scale, radius * scale[:, None] * scale
-    if not bool(np.all(np.abs(matrix) <= 4)):
+    for array in (matrix, radius):  # in place: at these sizes fresh memory costs as much as the arithmetic
+        array *= scale[:, None]
+        array *= scale
+    if not bool(matrix.max() <= 4 and matrix.min() >= -4):
         return False
-    row_radius = radius.sum(axis=1) * (1 + 2 * (order + 2) * UNIT)
+    row_radius = (_taken_diagonal(radius) + _row_sums(radius)) * (1 + 2 * (order + 2) * UNIT)
     shift = 2 * float(row_radius.max()) + 8 * (order + 16) ** 1.5 * UNIT
     for _ in range(6):  # a larger shift leaves more room in the residual, a smaller one is nearer to the matrix
         factor = _factor(matrix, shift)
@@ -184,9 +195,24 @@ def _is_semidefinite(matrix: Array, radius: Array) -> bool:
     return False
 
 
-def _mirrored(matrix: Array) -> Array:
-    mirrored: Array = np.tril(matrix) + np.tril(matrix, -1).T
-    return mirrored
+def _without_upper(matrix: Array) -> Array:
+    """The same array, zero above the diagonal from now on."""
+    for i, row in enumerate(matrix):
+        row[i + 1 :] = 0
+    return matrix
+
+
+def _taken_diagonal(lower: Array) -> Array:
+    """The diagonal, which becomes zero."""
+    diagonal = np.diagonal(lower).copy()
+    np.fill_diagonal(lower, 0)
+    return diagonal
+
+
+def _row_sums(lower: Array) -> Array:
+    """Row sums of the symmetric matrix with this lower triangle, its diagonal being zero."""
+    sums: Array = lower.sum(axis=0) + lower.sum(axis=1)
+    return sums
 
 
 def _unit_diagonal_scale(matrix: Array) -> Array | None:
@@ -201,7 +227,9 @@ def _unit_diagonal_scale(matrix: Array) -> Array | None:
 def _factor(matrix: Array, shift: float) -> Array | None:
     """A candidate factor; any finite or infinite array may come back, the residual decides."""
     try:
-        return np.linalg.cholesky(matrix - shift * np.eye(len(matrix)))
+        shifted = matrix.copy()
+        shifted[np.arange(len(matrix)), np.arange(len(matrix))] -= shift
+        return np.linalg.cholesky(shifted)
     except np.linalg.LinAlgError:
         return None
 
@@ -209,13 +237,14 @@ def _factor(matrix: Array, shift: float) -> Array | None:
 def _residual_dominates(matrix: Array, factor: Array, row_radius: Array) -> bool:
     """Whether M - L L^T is diagonally dominant for every M within the radius; written so that NaN says no."""
     order = len(matrix)
-    residual = _mirrored(matrix - factor @ factor.T)
-    diagonal, absolute = np.diagonal(residual), np.abs(residual)
+    residual = factor @ factor.T
+    residual = _without_upper(np.subtract(matrix, residual, out=residual))
+    diagonal = _taken_diagonal(residual)
+    others = _row_sums(np.abs(residual, out=residual))
     size = np.abs(factor)
-    error = gamma(order + 8) * (size @ size.sum(axis=0)) + row_radius + UNIT * absolute.sum(axis=1)
+    error = gamma(order + 8) * (size @ size.sum(axis=0)) + row_radius + UNIT * (others + np.abs(diagonal))
     error = 1.01 * error + order**2 * 2.0**-500  # the last term: underflow, also where subnormals are flushed
-    np.fill_diagonal(absolute, 0)
-    return bool(np.all(diagonal >= (absolute.sum(axis=1) + error) * (1 + 4 * (order + 4) * UNIT)))
+    return bool(np.all(diagonal >= (others + error) * (1 + 4 * (order + 4) * UNIT)))
 
 
 def is_definite_in_balls(matrix: Array) -> bool:
