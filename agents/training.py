@@ -16,7 +16,10 @@ from lipctrl.agents.limits import DataLimits
 from lipctrl.core.errors import InputError
 from lipctrl.core.policy import Policy
 from lipctrl.core.rationals import rationals
-from lipctrl.nn import LipschitzPolicy, lipschitz_policy
+from lipctrl.nn import LipschitzMLP, LipschitzPolicy, lipschitz_policy
+
+Layer = Literal["sandwich", "cayley", "ldlt", "bjorck", "contraction", "aol"]
+ActivationName = Literal["relu", "tanh", "maxmin", "softplus", "sigmoid", "leaky_relu", "abs", "scaled_gelu", "scaled_silu"]
 
 
 @dataclass(frozen=True)
@@ -25,10 +28,10 @@ class TrainingOptions:
 
     hidden: tuple[int, ...] = (32, 32)
     """Widths of the hidden layers."""
-    layer: Literal["sandwich", "cayley"] = "sandwich"
-    """Kind of the layers, 1-Lipschitz by construction."""
-    activation: Literal["relu", "tanh", "maxmin"] = "relu"
-    """Activation; maxmin goes with cayley layers."""
+    layer: Layer = "sandwich"
+    """Family of the layers, see ``lipctrl.nn.LAYERS``: Lipschitz by construction."""
+    activation: ActivationName = "relu"
+    """Activation, see ``lipctrl.nn.ACTIVATIONS``; sandwich and ldlt layers need slopes in [0, 1]."""
     steps: int = 3000
     """Gradient steps (in DAgger: per round)."""
     batch_size: int = 256
@@ -65,6 +68,7 @@ class TrainingOptions:
         for name, fine in ranges.items():
             if not fine:
                 raise InputError(f"the training option {name} is {getattr(self, name)}, which is out of its range")
+        LipschitzMLP(1, (1,), 1, layer=self.layer, activation=self.activation)  # refuses pairs that do not fit together
 
     def table(self) -> dict[str, Any]:
         """As a table for a run's configuration."""
@@ -115,8 +119,9 @@ def build_policy(interface: Interface, lipschitz: float, options: TrainingOption
 
 
 def export_policy(policy: LipschitzPolicy, interface: Interface, provenance: Mapping[str, Any]) -> Policy:
-    """The deployable policy with the interface's names, units and sampling time."""
-    return policy.export(interface.observation, interface.action, interface.dt, dict(provenance))
+    """The deployable policy with the interface's names, units and sampling time; its provenance names environment and plant."""
+    origin = {"environment": interface.environment, "plant_digest": interface.plant_digest}
+    return policy.export(interface.observation, interface.action, interface.dt, {**origin, **provenance})
 
 
 @contextlib.contextmanager

@@ -85,7 +85,7 @@ def load_plant(name_or_path: str | os.PathLike[str]) -> Plant:
         plant = function()
     except InputError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise InputError(f"{text} failed while making its plant: {type(error).__name__}: {error}") from error
     if not isinstance(plant, Plant):
         raise InputError(f"plant() in {text} returned {type(plant).__name__}, expected a Plant")

@@ -132,8 +132,9 @@ def quickstart(
     error: see the result's ``status`` and ``failed``.
     """
     plant, progress = make_plant(options.plant), _forwards(progress)
-    if options.episodes < 1 or options.steps < 1 or not options.margin > 0:
-        raise InputError(f"episodes {options.episodes}, steps {options.steps}, margin {options.margin}: expected positive numbers")
+    for name in ("episodes", "steps", "margin", "budget_s"):
+        if not 0 < getattr(options, name) < math.inf:
+            raise InputError(f"the quickstart's option {name} is {getattr(options, name)}, expected a positive number")
     run = RunFolder(Path(folder), {"algorithm": "quickstart", "seed": seed, "plant_digest": plant.digest, **options.table()})
     seconds: dict[str, float] = {}
     with _timed(seconds, "demonstrations"):

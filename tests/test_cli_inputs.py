@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import h5py
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 from runs import PLANT_FILE, contents, linear_policy, lipctrl_json
 
 from lipctrl.cli import main
+from lipctrl.core.run_folder import RunFolder
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +35,14 @@ def stage(tmp_path_factory):
     data.write_bytes(data.read_bytes()[:1000])
     (root / "wrong.py").write_text(PLANT_FILE.replace("return Plant", "return 7 or Plant"))
     (root / "raises.py").write_text("1 / 0")
+    (root / "exits.py").write_text("raise SystemExit(0)")
+    (root / "cart.py").write_text(PLANT_FILE)
+    known = {"algorithm": "dagger", "seed": 0, "environment": "lipctrl/Pendulum-v0", "rounds": 3, "episodes": 50}
+    options = {"hidden": (32, 32), "layer": "sandwich", "activation": "relu", "steps": 3000}
+    RunFolder(root / "run", {**known, "options": options})
+    shutil.copytree(root / "demos-v0", root / "mine" / "demonstrations")
+    (root / "damaged").mkdir()
+    (root / "damaged" / "config.toml").write_text("algorithm = ")
     return root
 
 
@@ -53,7 +64,7 @@ WRONG = [
     ("train bc --env pendulum --demos demos-v0 --lipschitz nan --out y", "nan, expected a positive number"),
     ("train bc --env pendulum --demos demos-v0 --steps 0 --out y", "--steps is 0"),
     ("train bc --env pendulum --demos demos-v0 --hidden 8 -3 --out y", "--hidden is 8 -3"),
-    ("train bc --env pendulum --demos demos-v0 --steps 1 --out file", "cannot make the run folder"),
+    ("train bc --env pendulum --demos demos-v0 --steps 1 --out file", "cannot write to file"),
     ("train bc --env Pendulum-v1 --demos demos-v0 --out y", "demos-v0"),
     ("train dagger --env Pendulum-v1 --expert nobody --out y", "'nobody' is unknown"),
     ("simulate nowhere --env pendulum", "there is no policy folder nowhere"),
@@ -83,8 +94,35 @@ WRONG = [
     ("check bound/certificate --about broken", "not a readable policy folder"),
     ("report nowhere", "nowhere is not a folder"),
     ("report demos-v0", "expected a folder that quickstart, train or stability wrote"),
-    ("quickstart --out bound --steps 0", "steps 0"),
-    ("quickstart --out file", "cannot make the run folder"),
+    ("quickstart --out y --steps 0", "steps is 0, expected a positive number"),
+    ("quickstart --out y --budget-s 0", "budget_s is 0.0, expected a positive number"),
+    ("quickstart --out bound", "bound holds the results of lipctrl lipschitz"),
+    ("train bc --env pendulum --demos demos-v0 --out demos-v0", "demos-v0 holds a data set"),
+    ("train bc --env pendulum --demos demos-v0 --out policy", "policy holds a policy"),
+    ("train bc --env pendulum --demos demos-v0 --out run", "holds another run: algorithm is 'dagger' there and 'behaviour-cloning' here"),
+    ("train dagger --env pendulum --out run --seed 1", "holds another run: seed is 0 there and 1 here"),
+    ("train dagger --env pendulum --out run --steps 7", "holds another run: steps is 3000 there and 7 here"),
+    ("train dagger --env cartpole --out run", "holds another run: environment is 'lipctrl/Pendulum-v0' there"),
+    ("train bc --env pendulum --out mine --episodes 3 --steps 1", "2 episodes of lqr there and 3 of lqr here"),
+    ("train bc --env pendulum --demos demos-v0 --layer sandwich --activation maxmin --out y", "slopes in [0, 1]"),
+    ("train bc --env cart.py --demos demos-v0 --out y", "have observation 'angle' in rad, expected 'position' in m"),
+    ("train bc --env wrong.py --out y", "returned int, expected a Plant"),
+    ("demos collect --env raises.py --expert lqr --out x-v0", "ZeroDivisionError"),
+    ("demos collect --env exits.py --expert lqr --out x-v0", "SystemExit"),
+    ("demos collect --env nowhere.py --expert lqr --out x-v0", "there is no file nowhere.py"),
+    ("simulate lqr --env wrong.py", "returned int, expected a Plant"),
+    ("simulate policy --env pendulum --out run", "run holds a run of dagger"),
+    ("demos show demos-v0 --out bound", "bound holds the results of lipctrl lipschitz"),
+    ("lipschitz policy --out run", "run holds a run of dagger"),
+    ("stability --plant pendulum --policy policy --out run", "algorithm is 'dagger' there and 'stability' here"),
+    ("check bound/certificate --out run", "run holds a run of dagger"),
+    ("check bound/certificate --out policy", "policy holds a policy"),
+    ("check bound/certificate --about nowhere.py", "there is no file nowhere.py"),
+    ("check bound/certificate --about nowhere.onnx", "nowhere.onnx"),
+    ("report bound --out run", "run holds a run of dagger"),
+    ("doctor --out run", "run holds a run of dagger"),
+    ("lipschitz policy --out damaged", "damaged/config.toml cannot be read"),
+    ("quickstart --out file", "cannot write to file"),
     ("doctor --seed -1", "the seed is -1"),
 ]
 
@@ -105,9 +143,18 @@ def test_wrong_input_is_refused_in_one_sentence(command, said, stage, monkeypatc
 
 def test_a_corrupt_certificate_is_rejected_with_exit_code_1(stage, capsys):
     code, found = lipctrl_json(capsys, "check", stage / "garbage.json")
-    assert (code, found["status"], found["level"]) == (1, "refuted", "unknown")
+    assert (code, found["status"], found["level"]) == (1, "unknown", "unknown")
     assert found["results"][0]["status"] == "rejected"
     assert "zip" in found["results"][0]["reason"]
+
+
+def test_another_run_is_refused_before_anything_slow_is_loaded(stage):
+    words = ["train", "bc", "--env", "pendulum", "--demos", "demos-v0", "--out", "run"]
+    script = (
+        f"import sys\nfrom lipctrl.cli import main\nassert main({words!r}) == 2\nassert not {{'torch', 'gymnasium'}} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=stage, capture_output=True, text=True, check=True)
+    assert "lipctrl: run holds another run" in done.stderr
 
 
 def test_an_unexpected_error_is_one_line_and_says_how_to_see_more(monkeypatch, capsys):

@@ -1,7 +1,7 @@
 """``lipctrl-check``: verify certificates from the command line, with the checker and nothing else.
 
 Exit codes: 0 every certificate is verified and its property holds, 1 one was rejected or is a verified counterexample,
-2 the command was wrong or an input does not exist.
+2 the command was wrong or an input does not exist. A rejected file refutes nothing: its level is unknown.
 """
 
 from __future__ import annotations
@@ -47,6 +47,8 @@ def run(certificates: Sequence[str], about: str | None = None, as_json: bool = F
             raise ValueError("no certificate was given")
         if missing:
             raise ValueError(f"no such file or folder: {missing[0]}")
+        if about is not None and about.endswith(".py"):
+            raise ValueError(f"{about} is code, which this command never executes; use lipctrl check --about {about}")
         if about is not None:
             resolve_about(about)
     except ValueError as error:
@@ -73,6 +75,13 @@ def holds(verdicts: Sequence[tuple[str, Verdict]]) -> bool:
     return all(verdict.status == "verified" and verdict.level != FALSIFIED for _, verdict in verdicts)
 
 
+def summary(verdicts: Sequence[tuple[str, Verdict]]) -> str:
+    """``ok`` where all hold, ``refuted`` where one is a verified counterexample, else ``unknown``: a rejected file refutes nothing."""
+    if holds(verdicts):
+        return "ok"
+    return "refuted" if any(verdict.level == FALSIFIED for _, verdict in verdicts) else "unknown"
+
+
 def report(verdicts: Sequence[tuple[str, Verdict]], seconds: float) -> dict[str, Any]:
     """What ``--json`` prints. The level of all together is the weakest."""
     results = [
@@ -93,7 +102,7 @@ def report(verdicts: Sequence[tuple[str, Verdict]], seconds: float) -> dict[str,
     ]
     return {
         "verb": "check",
-        "status": "ok" if holds(verdicts) else "refuted",
+        "status": summary(verdicts),
         "level": max((verdict.level for _, verdict in verdicts), key=LEVELS.index),
         "claim": " ".join(verdict.claim for _, verdict in verdicts if verdict.claim),
         "certificates": [str(path) for path, _ in verdicts],

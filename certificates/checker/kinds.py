@@ -26,13 +26,13 @@ PLANT_DIGESTS = Path(__file__).with_name("plant_digests.json")
 Source = str | os.PathLike[str]
 
 
-def check(certificate: Source | Certificate, about: Source | None = None, required: Sequence[Source] = ()) -> Verdict:
+def check(certificate: Source | Certificate, about: Source | tuple[str, str] | None = None, required: Sequence[Source] = ()) -> Verdict:
     """Verify one certificate: its folder, ``certificate.json``, zip, or as read. Ends in a Verdict whatever the bytes are.
 
-    ``about`` names what the claim must be about (see :func:`resolve_about`, whose ValueError passes through). ``required``
-    are certificates that this one may rest on; those in folders beside it are found too.
+    ``about`` names what the claim must be about (see :func:`resolve_about`, whose ValueError passes through), or is what that
+    returns. ``required`` are certificates that this one may rest on; those in folders beside it are found too.
     """
-    expected = None if about is None else resolve_about(about)
+    expected = about if about is None or isinstance(about, tuple) else resolve_about(about)
     return _check(certificate, expected, _Library(tuple(required)), MAX_CHAIN)
 
 

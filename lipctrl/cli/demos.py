@@ -25,7 +25,7 @@ class Collect(Verb):
     EXAMPLE: ClassVar[str] = "  lipctrl demos collect --env pendulum --expert lqr --episodes 50 --out runs/pendulum-lqr-v0"
 
     env: EnvironmentId
-    """Environment: a shipped plant (pendulum), its id (lipctrl/Pendulum-v0), or any Gymnasium id (Pendulum-v1)."""
+    """Environment: a shipped plant (pendulum), any Gymnasium id (Pendulum-v1), or a Python file with plant() -> Plant (it is executed)."""
     expert: Annotated[str, tyro.conf.arg(metavar="NAME")]
     """Expert: lqr, energy, mpc, or a policy folder."""
     out: Folder
@@ -67,10 +67,12 @@ class Show(Verb):
         """Read the data set and describe it."""
         from lipctrl.agents import Demonstrations, data_limits
         from lipctrl.agents.limits import interpolation_constant
-        from lipctrl.cli.writing import write_results
+        from lipctrl.cli.writing import refuse_other_content, write_results
 
         if self.lipschitz is not None and not 0 < self.lipschitz < float("inf"):
             raise InputError(f"the Lipschitz constant is {self.lipschitz}, expected a positive number")
+        if self.out is not None:
+            refuse_other_content(self.out, "demos")
         data = Demonstrations.load(self.data)
         lines, keys = _lines(data), _keys(data)
         keys["interpolation_constant"] = steepest = interpolation_constant(*data.samples())

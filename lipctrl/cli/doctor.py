@@ -49,8 +49,10 @@ class Doctor(Verb):
 
     def run(self, console: Console) -> Outcome:
         """Run all tests."""
-        from lipctrl.cli.writing import write_results
+        from lipctrl.cli.writing import refuse_other_content, write_results
 
+        if self.out is not None:
+            refuse_other_content(self.out, "doctor")
         probes: list[tuple[str, Callable[[], list[Finding]]]] = [
             ("packages", _packages),
             ("arithmetic", _arithmetic),

@@ -51,9 +51,9 @@ class Lipschitz(Verb):
     def run(self, console: Console) -> Outcome:
         """Bound, write, check."""
         from lipctrl.certificates.checker.kinds import check
-        from lipctrl.certificates.checker.verifiers.lipschitz_bound import rounded_up
+        from lipctrl.certificates.checker.verifiers.lipschitz_bound import rounded_down, rounded_up
         from lipctrl.cli.results import entry
-        from lipctrl.cli.writing import output_folder, write_results
+        from lipctrl.cli.writing import output_folder, refuse_other_content, write_results
         from lipctrl.readers import read_network
 
         if self.norm != "l2":
@@ -62,6 +62,8 @@ class Lipschitz(Verb):
             raise InputError(
                 "--low and --high (a bound on a box only) cannot be proved in this version; leave both out for the global bound"
             )
+        if self.out is not None:
+            refuse_other_content(self.out, "lipschitz")
         network = read_network(
             self.network,
             squash=None if self.squash is None else self.squash == "yes",
@@ -81,7 +83,7 @@ class Lipschitz(Verb):
         verdict = check(path)
         lower = None if found.lower is None else found.lower.value
         lines = [f"{verdict.claim or verdict.reason} ({verdict.level})"]
-        lines += [] if lower is None else [f"at least {lower:.6g}: a pair of points, evaluated rigorously"]
+        lines += [] if lower is None else [f"at least {rounded_down(lower)}: a pair of points, evaluated rigorously"]
         outcome = Outcome(
             lines=[*lines, f"upper bound {rounded_up(found.upper.value)} by {found.upper.method}", f"certificate: {path}"],
             status="ok" if verdict.level in ("proved", "proved-for-model") else "unknown",

@@ -34,6 +34,10 @@ class Quickstart(Verb):
 
     def run(self, console: Console) -> Outcome:
         """Run all steps and say what was proved."""
+        from lipctrl.cli.writing import refuse_other_content
+
+        known = {"seed": self.seed, "episodes": self.episodes, "steps": self.steps, "budget_s": self.budget_s}
+        refuse_other_content(self._folder(), "quickstart", {"algorithm": "quickstart", **known})
         with console.task("quickstart") as progress:
             progress(0.0, "loading", None)
             from lipctrl.quickstart import QuickstartOptions, quickstart

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, ClassVar
 
 import tyro
@@ -27,7 +28,11 @@ class Report(Verb):
     """Folder for report.html and figures/; by default the run's own."""
 
     def run(self, console: Console) -> Outcome:
-        """Write the report; the status is that of the certificates."""
+        """Write the report; the level is the weakest of the certificates."""
+        from lipctrl.cli.writing import refuse_other_content
+
+        if self.out is not None and Path(self.out).resolve() != Path(self.run_dir).resolve():
+            refuse_other_content(self.out, "report")
         with console.task("reporting") as progress:
             progress(0.0, "loading", None)
             from lipctrl.certificates.checker.verdict import LEVELS

@@ -28,7 +28,7 @@ class Simulate(Verb):
     policy: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="POLICY")]
     """A policy folder, or an expert's name: lqr, energy, mpc."""
     env: EnvironmentId
-    """Environment: a shipped plant (pendulum), its id (lipctrl/Pendulum-v0), or any Gymnasium id (Pendulum-v1)."""
+    """Environment: a shipped plant (pendulum), any Gymnasium id (Pendulum-v1), or a Python file with plant() -> Plant (it is executed)."""
     episodes: int = 10
     """Episodes to run."""
     video: Annotated[str | None, tyro.conf.arg(metavar="FILE.mp4")] = None
@@ -38,10 +38,12 @@ class Simulate(Verb):
 
     def run(self, console: Console) -> Outcome:
         """Roll out, film, and summarise."""
-        from lipctrl.cli.writing import write_results
+        from lipctrl.cli.writing import refuse_other_content, write_results
 
         if self.episodes < 1:
             raise InputError(f"the number of episodes is {self.episodes}, expected at least 1")
+        if self.out is not None:
+            refuse_other_content(self.out, "simulate")
         if self.video is not None:
             _check_video(Path(self.video))
         with console.task("simulating") as progress:

@@ -43,13 +43,14 @@ class Stability(Verb):
 
     def run(self, console: Console) -> Outcome:
         """Search, write, check."""
-        from lipctrl.cli.writing import output_folder, write_results
+        from lipctrl.cli.writing import output_folder, refuse_other_content, write_results
 
         if not 0 < self.budget_s < math.inf:
             raise InputError(f"the budget is {self.budget_s} s, expected a positive number of seconds")
+        if self.out is not None:
+            refuse_other_content(self.out, "stability", {"algorithm": "stability"})
         with console.task("proving") as progress:
             progress(0.0, "loading", None)
-            from lipctrl.certificates.stability import certify_stability
             from lipctrl.core.policy import Policy
             from lipctrl.core.run_folder import RunFolder
             from lipctrl.envs import load_plant
@@ -59,6 +60,8 @@ class Stability(Verb):
             folder = output_folder(self.out or f"runs/stability-{plant.name}-{policy.digest[:12]}")
             RunFolder(folder, {"algorithm": "stability", "plant": plant.name, "plant_digest": plant.digest, "policy": policy.digest})
             policy.save(folder / "policy")
+            from lipctrl.certificates.stability import certify_stability  # slow to load: after the folder has been refused or made
+
             results = certify_stability(
                 plant.subject(),
                 policy.graph,

@@ -18,14 +18,15 @@ INTERRUPTED = 130  #: the exit code after Ctrl-C
 
 Folder = Annotated[str, tyro.conf.arg(metavar="DIR")]
 OptionalFolder = Annotated[str | None, tyro.conf.arg(metavar="DIR")]
-EnvironmentId = Annotated[str, tyro.conf.arg(metavar="ID")]
+EnvironmentId = Annotated[str, tyro.conf.arg(metavar="ID|FILE.py")]
 
 
 @dataclass(frozen=True)
 class Outcome:
     """What a verb found: the keys that ``--json`` prints beside ``verb`` and ``seconds``, and ``lines`` for people.
 
-    ``level`` and ``claim`` are set where a claim was made, ``certificates`` are paths written or read.
+    ``level`` and ``claim`` are set where a claim was made, ``certificates`` are paths written or read. ``code`` is the exit code
+    where the status does not decide it.
     """
 
     lines: Sequence[str]
@@ -35,10 +36,13 @@ class Outcome:
     certificates: Sequence[str] = ()
     keys: Mapping[str, Any] = field(default_factory=dict)
     interrupted: bool = False
+    code: int | None = None
 
     @property
     def exit_code(self) -> int:
         """The exit code of the process."""
+        if self.code is not None:
+            return self.code
         return INTERRUPTED if self.interrupted else EXIT_CODES[self.status]
 
     def to_json(self, verb: str, seconds: float) -> dict[str, Any]:

@@ -77,7 +77,8 @@ def _leaves_set(certificate: Certificate, region: object) -> str:
     outside = any(v < ball(lo) or v > ball(hi) for lo, v, hi in zip(low, moved, high, strict=True))
     if not outside and not _quadratic([[ball(v) for v in row] for row in matrix], moved) > ball(rho):
         raise Rejected("the successor of the witness state was not shown to lie outside S")
-    return f"the sublevel set of level {shown(rho)} in the box is not forward invariant: its state {_point(state)} leaves it in one step"
+    where = f"the sublevel set of level {shown(rho)} within the claim's box"
+    return f"{where} is not forward invariant: its state {_point(state)} leaves it in one step"
 
 
 def _quadratic(matrix: Sequence[Sequence[Any]], x: Sequence[Any]) -> Any:
@@ -99,7 +100,8 @@ def _stretches(certificate: Certificate, region: object) -> str:
     after = _distance(images[0], images[1], table["output_scale"], table["norm"])
     if not after > ball(bound) * before:
         raise Rejected("the two outputs were not shown to be further apart than the bound allows")
-    return f"{shown(bound)} is not a Lipschitz constant of the network in the {table['norm']} norm: two inputs are stretched by more"
+    what = f"a Lipschitz constant of the network in the {table['norm']} norm"
+    return f"{shown(bound, 'down')} is not {what}: two inputs are stretched by more"
 
 
 def _distance(a: Balls, b: Balls, scale: object, norm: str) -> arb:

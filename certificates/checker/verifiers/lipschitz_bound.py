@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from decimal import ROUND_CEILING, Decimal
+from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 from fractions import Fraction
 from typing import Any
 
@@ -246,8 +246,17 @@ def _sort(form: _Form, block: int, layer: Hidden, before: Linear, multipliers: A
 
 def rounded_up(value: float, digits: int = 6) -> str:
     """A decimal text of at least ``value`` with about this many significant digits."""
+    return _rounded(value, digits, ROUND_CEILING)
+
+
+def rounded_down(value: float, digits: int = 6) -> str:
+    """A decimal text of at most ``value`` with about this many significant digits."""
+    return _rounded(value, digits, ROUND_FLOOR)
+
+
+def _rounded(value: float, digits: int, rounding: str) -> str:
     if value == 0:
         return "0"
     exact_value = Decimal(value)
     step = Decimal(1).scaleb(exact_value.adjusted() - digits + 1)
-    return f"{exact_value.quantize(step, rounding=ROUND_CEILING).normalize():f}"
+    return f"{exact_value.quantize(step, rounding=rounding).normalize():f}"
