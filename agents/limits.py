@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.spatial.distance import cdist
 
+from lipctrl.certificates.checker.verifiers.lipschitz_bound import rounded_down
 from lipctrl.core.errors import InputError
 
 Array = NDArray[np.float64]
@@ -47,10 +48,11 @@ class DataLimits:
     level: str = "numerical"
 
     def __str__(self) -> str:
+        needed = rounded_down(self.interpolation_constant, 4)
         return (
-            f"{self.samples} of {self.of} samples: an exact fit needs L >= {self.interpolation_constant:.4g}; at L = {self.lipschitz:g} "
-            f"the largest error is at least {self.error_floor:.4g} and the mean squared error at least "
-            f"{self.mean_squared_error_floor:.3g} ({self.level})"
+            f"{self.samples} of {self.of} samples: an exact fit needs L >= {needed}; at L = {self.lipschitz:g} "
+            f"the largest error is at least {rounded_down(self.error_floor, 4)} and the mean squared error at least "
+            f"{rounded_down(self.mean_squared_error_floor, 3)} ({self.level})"
         )
 
 

@@ -5,6 +5,7 @@ import io
 import json
 import re
 import shutil
+from fractions import Fraction
 from html.parser import HTMLParser
 
 import matplotlib as mpl
@@ -18,6 +19,7 @@ from runs import contents, linear_graph, linear_policy
 from lipctrl.certificates.checker.bundle import numbers, parse_plant, read_certificate
 from lipctrl.certificates.checker.kinds import check
 from lipctrl.certificates.checker.verdict import LEVELS
+from lipctrl.certificates.checker.verifiers.lipschitz_bound import rounded_down, rounded_up
 from lipctrl.cli import main
 from lipctrl.core.errors import InputError
 from lipctrl.envs import make_plant
@@ -34,7 +36,7 @@ from lipctrl.report import (
     time_series,
     write_report,
 )
-from lipctrl.report.html import MEANINGS, badge
+from lipctrl.report.html import MEANINGS, _flat, _table, badge
 from lipctrl.report.loop import Region
 from lipctrl.report.pictures import pictures
 from lipctrl.report.style import LEVEL_FILLS, PROVED, REFUTED, UNKNOWN, figure, png, rounded
@@ -201,6 +203,23 @@ def test_fills_differ_in_grey():
 def test_rounding_keeps_bounds_true(value):
     assert float(rounded(value, "down")) <= value <= float(rounded(value, "up"))
     assert float(rounded(value, "up")) <= value * 1.0011
+
+
+@given(st.floats(0, 1e12), st.integers(1, 8))
+def test_printed_bounds_stay_bounds(value, digits):
+    assert Fraction(rounded_down(value, digits)) <= Fraction(value) <= Fraction(rounded_up(value, digits))
+    assert float(rounded_up(value, digits)) <= value * (1 + 10.0 ** (1 - digits)) * (1 + 1e-15)
+    assert float(rounded_down(value, digits)) >= value * (1 - 10.0 ** (1 - digits)) * (1 - 1e-15)
+    assert (rounded_down(float("inf")), rounded_up(float("inf"))) == ("inf", "inf")
+
+
+def test_the_table_of_results_rounds_bounds_to_their_side():
+    results = {"lipschitz": {"upper": 1.00000049, "lower": 0.99999951}, "region": {"real": 391.5277779, "simulated": 391.5277779}}
+    rows = dict(re.findall(r"<td>([^<]*)</td><td>([^<]*)</td>", _table(_flat(results))))
+    assert rows["Lipschitz constant at most"] == "1.00001"
+    assert rows["Lipschitz constant at least"] == "0.999999"
+    assert rows["volume of the region, real-valued network"] == "391.527"
+    assert rows["volume that arrives in simulation (numerical)"] == "391.528"
 
 
 def test_png_bytes_are_repeatable(loop):

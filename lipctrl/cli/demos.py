@@ -67,6 +67,7 @@ class Show(Verb):
         """Read the data set and describe it."""
         from lipctrl.agents import Demonstrations, data_limits
         from lipctrl.agents.limits import interpolation_constant
+        from lipctrl.certificates.checker.verifiers.lipschitz_bound import rounded_down
         from lipctrl.cli.writing import refuse_other_content, write_results
 
         if self.lipschitz is not None and not 0 < self.lipschitz < float("inf"):
@@ -76,7 +77,7 @@ class Show(Verb):
         data = Demonstrations.load(self.data)
         lines, keys = _lines(data), _keys(data)
         keys["interpolation_constant"] = steepest = interpolation_constant(*data.samples())
-        lines.append(f"steepest slope between two samples: {steepest:.4g} (an exact fit needs at least this, numerical)")
+        lines.append(f"steepest slope between two samples: {rounded_down(steepest, 4)} (an exact fit needs at least this, numerical)")
         if self.lipschitz is not None:
             limits = data_limits(*data.samples(), self.lipschitz, seed=self.seed)
             lines.append(str(limits))

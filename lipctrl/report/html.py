@@ -10,7 +10,7 @@ from typing import Any
 
 from lipctrl.report.pictures import Picture
 from lipctrl.report.run import Entry, RunContents
-from lipctrl.report.style import INK, LEVEL_FILLS, MUTED, RULE
+from lipctrl.report.style import INK, LEVEL_FILLS, MUTED, RULE, rounded
 
 MEANINGS = {
     "proved": "holds over the reals for the stated network, equations and set; the checker verified the evidence with rigorous arithmetic",
@@ -40,6 +40,14 @@ NAMES = {
     "mean return expert": "mean return of the expert",
     "mean return policy": "mean return of the policy",
 }
+
+#: Results that are bounds: a reader sees them rounded to the side on which they stay true.
+DOWN = {
+    *("Lipschitz constant at least", "least Lipschitz constant that can stabilise", "lower", "volume", "rho"),
+    *("volume of the region, real-valued network", "volume of the region, float32 network"),
+    *("interpolation constant", "error floor", "squared error floor"),
+}
+UP = {"Lipschitz constant at most", "upper"}
 
 STYLE = f"""
 :root {{ color-scheme: light; }}
@@ -169,11 +177,13 @@ def _flat(table: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
 
 
 def _table(rows: Sequence[tuple[str, Any]]) -> str:
-    cells = "".join(f"<tr><td>{escape(name)}</td><td>{escape(_shown(value))}</td></tr>" for name, value in rows)
+    cells = "".join(f"<tr><td>{escape(name)}</td><td>{escape(_shown(value, name))}</td></tr>" for name, value in rows)
     return f"<table>{cells}</table>"
 
 
-def _shown(value: Any) -> str:
+def _shown(value: Any, name: str = "") -> str:
+    if isinstance(value, float) and name in DOWN | UP:
+        return rounded(value, "up" if name in UP else "down", 6)
     if isinstance(value, float):
         return f"{value:.6g}"
     if isinstance(value, list):
