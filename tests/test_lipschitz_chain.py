@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lipctrl.certificates.checker.balls import evaluate_balls
-from lipctrl.certificates.checker.chain import SLOPES, read_chain
+from lipctrl.certificates.checker.chain import read_chain
 from lipctrl.certificates.checker.graph import Graph, Node
+from lipctrl.certificates.checker.slopes import SLOPES
 from lipctrl.certificates.checker.verdict import Rejected
 
 F = Fraction
@@ -113,7 +114,7 @@ def test_constants_on_either_side_of_a_difference():
 def test_constants_on_either_side_of_a_product():
     for first in (True, False):
         chain = read_chain(Builder(2).binary("mul", F(2), F(-3), first=first).graph())
-        assert np.array_equal(chain.output_gain, [2, 3])
+        assert np.array_equal(chain.input_gain, [2, 3])
 
 
 def test_affine_maps_in_a_row_are_linear_units():
@@ -124,7 +125,7 @@ def test_affine_maps_in_a_row_are_linear_units():
 def test_a_graph_without_affine_nodes_is_the_identity_with_gains():
     chain = read_chain(Builder(2).binary("mul", F(2), F(3)).graph())
     assert not chain.hidden and np.array_equal(chain.weight, np.eye(2))
-    assert np.array_equal(chain.input_gain, [1, 1]) and np.array_equal(chain.output_gain, [2, 3])
+    assert np.array_equal(chain.input_gain, [2, 3]) and np.array_equal(chain.output_gain, [1, 1])
 
 
 def test_recentred_graphs_are_walked_into():
@@ -147,7 +148,7 @@ def test_groups_are_counted():
         (lambda: Builder(1)("exp"), "exp"),
         (lambda: Builder(1)("sqrt"), "sqrt"),
         (lambda: Builder(1)("power", exponent=2), "power"),
-        (lambda: Builder(2)("select", indices=(0,)), "select"),
+        (lambda: Builder(2)("select", indices=(0,)), "Selection"),
         (lambda: Builder(2).affine(np.eye(2))("group_sort", group_size=2), "group_sort"),
         (lambda: Builder(2)("group_sort", group_size=2).affine(np.eye(2)), "group_sort"),
         (lambda: Builder(2).affine(np.eye(2))("group_sort", group_size=2)("relu").affine(np.eye(2)), "group_sort"),

@@ -10,8 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lipctrl.certificates.checker.chain import SLOPES, read_chain
+from lipctrl.certificates.checker.chain import read_chain
 from lipctrl.certificates.checker.graph import Graph
+from lipctrl.certificates.checker.slopes import SLOPES
 from lipctrl.certificates.checker.verdict import Rejected
 from lipctrl.certificates.checker.verifiers.lipschitz_bound import prove_lipschitz
 from lipctrl.core.errors import InputError, LipctrlError

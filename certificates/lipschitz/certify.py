@@ -10,12 +10,14 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from lipctrl.certificates.checker.chain import Chain, read_chain
+from lipctrl.certificates.checker.chain import Chain, chain_of
 from lipctrl.certificates.checker.definite import OutOfRange
 from lipctrl.certificates.checker.graph import Graph, graph_from_json, graph_to_json, rational_to_text
 from lipctrl.certificates.checker.intervals import Array
+from lipctrl.certificates.checker.network import Network, read_network
+from lipctrl.certificates.checker.products import norm_product
 from lipctrl.certificates.checker.verdict import Rejected
-from lipctrl.certificates.checker.verifiers.lipschitz_bound import effective_scales, norm_product, prove_lipschitz
+from lipctrl.certificates.checker.verifiers.lipschitz_bound import effective_scales, prove_lipschitz, rounded_up
 from lipctrl.certificates.lipschitz.newton import Multipliers, least_square, solve, start
 from lipctrl.certificates.lipschitz.patterns import pattern_floor
 from lipctrl.certificates.lipschitz.records import LipschitzCertificate, UpperBound
@@ -44,6 +46,7 @@ class _Problem:
     """A chain in file form, with the scales of the norms as given (exact) and as they act on its first and last weights."""
 
     graph: Graph
+    network: Network
     chain: Chain
     input_scale: Vector | None
     output_scale: Vector | None
@@ -92,26 +95,27 @@ def certify_lipschitz(
     problem = _problem(given if isinstance(given, Graph) else given(), input_scale, output_scale)
     floor = pattern_floor(problem.chain, problem.scale_in, problem.scale_out, seed=seed)
     upper = _upper_bound(problem, multipliers, tolerance, floor, progress)
-    progress(0.9, f"upper bound {upper.value:.6g}, looking for a witness", upper)
+    progress(0.9, f"upper bound {rounded_up(upper.value)}, looking for a witness", upper)
     lower = None
     if witness:
         scales = problem.input_scale or _ones(problem.chain.inputs), problem.output_scale or _ones(problem.chain.outputs)
         lower = find_witness(problem.graph, *scales, seed)
         floor = max(floor, lower.value)
-    progress(1.0, f"upper bound {upper.value:.6g}", upper)
+    progress(1.0, f"upper bound {rounded_up(upper.value)}", upper)
     return LipschitzCertificate(problem.graph, upper, lower, floor if witness else None)
 
 
 def _problem(given: Graph, input_scale: Any, output_scale: Any) -> _Problem:
     graph = graph_from_json(graph_to_json(given), given.tensors)
     try:
-        chain = read_chain(graph)
+        network = read_network(graph)
+        chain = chain_of(network)
         first = None if input_scale is None else _positive(input_scale, chain.inputs, "input_scale")
         last = None if output_scale is None else _positive(output_scale, chain.outputs, "output_scale")
-        scales = effective_scales(chain, first or _ones(chain.inputs), last or _ones(chain.outputs))
+        scales = effective_scales(network, first or _ones(chain.inputs), last or _ones(chain.outputs))
     except Rejected as error:
         raise InputError(f"this network cannot be bounded: {error}") from error
-    return _Problem(graph, chain, first, last, *scales)
+    return _Problem(graph, network, chain, first, last, *scales)
 
 
 def _ones(length: int) -> Vector:
@@ -161,7 +165,7 @@ def _multiplied(
 def _product(problem: _Problem) -> UpperBound | None:
     """The product of the layers' norms, or ``None`` where its numbers are beyond what float64 proves."""
     try:
-        product = norm_product(problem.chain, problem.scale_in, problem.scale_out)
+        product = norm_product(problem.network, problem.scale_in, problem.scale_out)
     except OutOfRange:
         return None
     return problem.proved(product, {"method": "norm-product"})

@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
-from lipctrl.certificates.checker.chain import enclose, read_chain
 from lipctrl.certificates.checker.graph import graph_from_json, graph_to_json, rational_to_text
+from lipctrl.certificates.checker.network import read_network
+from lipctrl.certificates.checker.products import norm_product
+from lipctrl.certificates.checker.slopes import enclose
 from lipctrl.certificates.checker.verdict import Rejected
-from lipctrl.certificates.checker.verifiers.lipschitz_bound import effective_scales, norm_product, prove_lipschitz
+from lipctrl.certificates.checker.verifiers.lipschitz_bound import effective_scales, prove_lipschitz
 from lipctrl.core.errors import InputError, LipctrlError
 from lipctrl.nn.policy import LipschitzPolicy
 
@@ -50,8 +52,8 @@ def _weighted_constant(policy: LipschitzPolicy) -> float:
     known = policy.network.multipliers()
     try:
         if known is None:
-            chain = read_chain(graph)
-            bound = norm_product(chain, *effective_scales(chain, scale_in, scale_out))
+            network = read_network(graph)
+            bound = norm_product(network, *effective_scales(network, scale_in, scale_out))
             evidence: dict[str, Any] = {"method": "norm-product"}
         else:
             bound = policy.network.lipschitz

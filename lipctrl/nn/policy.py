@@ -12,11 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lipctrl.certificates.checker.chain import enclose, read_chain
 from lipctrl.certificates.checker.definite import OutOfRange
 from lipctrl.certificates.checker.graph import Graph, Node, graph_from_json, graph_to_json
+from lipctrl.certificates.checker.network import read_network
+from lipctrl.certificates.checker.products import norm_product
+from lipctrl.certificates.checker.slopes import enclose
 from lipctrl.certificates.checker.verdict import Rejected
-from lipctrl.certificates.checker.verifiers.lipschitz_bound import effective_scales, norm_product, prove_lipschitz
+from lipctrl.certificates.checker.verifiers.lipschitz_bound import effective_scales, prove_lipschitz
 from lipctrl.core.errors import InputError, LipctrlError
 from lipctrl.core.numpy_evaluation import compile_numpy
 from lipctrl.core.rationals import floats, rationals
@@ -191,13 +193,13 @@ class LipschitzPolicy(nn.Module):
                 "the Lipschitz bound of this policy is unknown to the checker: its network has connections that skip layers, and "
                 "'lipschitz-bound' proves bounds of chains only"
             )
-        chain = read_chain(graph)
+        network = read_network(graph)
         ones = (Fraction(1),)
-        scale_in, scale_out = effective_scales(chain, ones * chain.inputs, ones * chain.outputs)
+        scale_in, scale_out = effective_scales(network, ones * network.inputs, ones * network.outputs)
         known = self.network.multipliers()
         evidence: dict[str, Any] = {"method": "norm-product"}
         if known is None:
-            bound = norm_product(chain, scale_in, scale_out)
+            bound = norm_product(network, scale_in, scale_out)
         else:
             greatest = float(scale_out.max())
             exact_bound = Fraction(self.network.lipschitz) * Fraction(greatest) / Fraction(float(scale_in.min()))

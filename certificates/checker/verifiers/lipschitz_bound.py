@@ -1,21 +1,25 @@
-"""The kind ``lipschitz-bound``: |S_out (f(x) - f(y))| <= bound |S_in (x - y)| for all x and y, in Euclidean norms.
+"""The kind ``lipschitz-bound``: |S_out (f(x) - f(y))| <= bound |S_in (x - y)| for all x and y.
 
 f is the policy graph over the reals, with its scales and clips, so without S_in and S_out the bound is in the units of its own
-input and output.
-Two methods. ``norm-product``: no numbers, the checker multiplies proved norms of the layers. ``multipliers``: with
-increments D = (dx, dz_1, ..., dz_l), slopes in [a, b] give (dz - a dv)(dz - b dv) <= 0 for each unit, and sorting a group
-gives |dz|^2 <= |dv|^2 and equal sums. Hence, if
+input and output. Norms are Euclidean (``l2``) or greatest absolute values (``linf``).
 
-    bound^2 |S_x dx|^2 - |S_u dy|^2 + sum_j lambda_j (dz_j - a_j dv_j)(dz_j - b_j dv_j) + sum_G lambda_G (|dz_G|^2 - |dv_G|^2)
+Two kinds of evidence. Without numbers (``norm-product`` for l2, ``absolute-product`` for linf) the checker multiplies and adds
+proved bounds along the network, see :mod:`lipctrl.certificates.checker.products`. ``multipliers``: with increments dx of the
+input, dv and dz before and after each unit, slopes in [a, b] give (dz - a dv)(dz - b dv) <= 0, and sorting a group gives
+|dz|^2 <= |dv|^2 and equal sums. Hence, if
 
-is positive semidefinite as a quadratic form in D on the subspace of equal sums, with every lambda >= 0, the bound holds. The
-file supplies the bound and lambda; slopes, weights and scales come from the graph.
+    bound^2 |S_in dx|^2 - |S_out dy|^2 + sum_j lambda_j (dz_j - a_j dv_j)(dz_j - b_j dv_j) + sum_G lambda_G (|dz_G|^2 - |dv_G|^2)
+
+is positive semidefinite as a quadratic form in dx and the dz on the subspace of equal sums, with every lambda >= 0, the bound
+holds in l2. For linf each output has a form of its own, with sum_k share_k (S_in dx)_k^2 in the first place and one square
+(S_out dy)_i^2: it holds where the shares are not negative and their sum is at most bound^2. The file supplies the bound,
+lambda and the shares; slopes, weights and scales come from the graph.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 from fractions import Fraction
 from typing import Any
@@ -24,7 +28,6 @@ import numpy as np
 from flint import ctx
 
 from lipctrl.certificates.checker.bundle import Certificate, fields, floats, numbers
-from lipctrl.certificates.checker.chain import Chain, Hidden, enclose, read_chain
 from lipctrl.certificates.checker.definite import (
     BALL_PRECISION,
     MAX_BALL_ORDER,
@@ -34,17 +37,20 @@ from lipctrl.certificates.checker.definite import (
     exact,
     is_definite_in_balls,
     is_semidefinite,
-    norm_upper_bound,
     require_ieee_products,
-    symmetric,
 )
 from lipctrl.certificates.checker.graph import Graph
+from lipctrl.certificates.checker.increments import Unrolled, multiplier_form, scaled_output, unroll
 from lipctrl.certificates.checker.intervals import Array, UnsafeArithmetic
+from lipctrl.certificates.checker.network import Network, read_network
+from lipctrl.certificates.checker.products import absolute_product, norm_product
+from lipctrl.certificates.checker.slopes import enclose
 from lipctrl.certificates.checker.verdict import Rejected, Verdict, verified
 
 KIND = "lipschitz-bound"
-
-Lift = Callable[[Array], Any]
+MAX_ROW_WORK = 5e12  #: rows of matrices to the third, in all
+MAX_BALL_ROWS = 64  #: matrices that are judged in balls
+NORMS = {"l2": "the Euclidean norm", "linf": "the maximum norm"}  #: by their names in claims
 
 
 def verify(certificate: Certificate) -> Verdict:
@@ -55,54 +61,39 @@ def verify(certificate: Certificate) -> Verdict:
         raise Rejected(f"a {KIND} certificate rests on no other certificate")
     if set(certificate.subject) != {"policy"}:
         raise Rejected(f"a {KIND} certificate has a policy as its subject and nothing else")
-    bound = prove_lipschitz(certificate.policy, certificate.claim, certificate.evidence)
-    weighted = [name for name in ("input_scale", "output_scale") if certificate.claim[name] is not None]
-    norm = (
-        f"Euclidean norms weighted by the claim's {' and '.join(weighted)}"
-        if weighted
-        else "the Euclidean norm, in the units of the policy's input and output"
-    )
+    claim = certificate.claim
+    bound = prove_lipschitz(certificate.policy, claim, certificate.evidence)
+    weighted = [name for name in ("input_scale", "output_scale") if claim[name] is not None]
+    units = f"weighted by the claim's {' and '.join(weighted)}" if weighted else "in the units of the policy's input and output"
     return verified(
         kind=KIND,
         property="lipschitz",
-        claim=f"|f(x) - f(y)| <= {rounded_up(bound)} |x - y| for all x and y, in {norm}",
+        claim=f"|f(x) - f(y)| <= {rounded_up(bound)} |x - y| for all x and y, in {NORMS[claim['norm']]}, {units}",
         arithmetic=certificate.arithmetic,
         subject=certificate.digests,
-        numbers={"lipschitz": bound},
+        numbers={"lipschitz" if claim["norm"] == "l2" else f"lipschitz_{claim['norm']}": bound},
     )
 
 
 def prove_lipschitz(graph: Graph, claim: Mapping[str, Any], evidence: Mapping[str, Any]) -> float:
     """The claimed bound if the evidence proves it for this graph. Raises Rejected with the reason otherwise."""
     table = fields(claim, ("property", "norm", "input_scale", "output_scale", "bound"), "claim")
-    if table["property"] != "lipschitz" or table["norm"] != "l2":
-        raise Rejected("claim: expected property 'lipschitz' and norm 'l2'")
+    if table["property"] != "lipschitz" or table["norm"] not in [*NORMS]:
+        raise Rejected(f"claim: expected property 'lipschitz' and a norm of {', '.join(NORMS)}")
     bound = float(floats([table["bound"]], 1, "bound")[0])
     try:
         require_ieee_products(256)  # before any weight is read: a mode that flushes subnormals changes them
         with np.errstate(all="ignore"):  # what overflows or is NaN is refused, in silence
-            _prove(read_chain(graph), table, bound, evidence)
+            network = read_network(graph)
+            scales = scale_of_norm(table["input_scale"], network.inputs), scale_of_norm(table["output_scale"], network.outputs)
+            prove_network(network, table["norm"], *effective_scales(network, *scales), bound, evidence)
     except (UnsafeArithmetic, OutOfRange) as error:
         raise Rejected(str(error)) from error
     return bound
 
 
-def _prove(chain: Chain, claim: Mapping[str, Any], bound: float, evidence: Mapping[str, Any]) -> None:
-    scales = _scale(claim["input_scale"], chain.inputs), _scale(claim["output_scale"], chain.outputs)
-    scale_in, scale_out = effective_scales(chain, *scales)
-    if evidence.get("method") == "norm-product":
-        fields(evidence, ("method",), "evidence")
-        product = norm_product(chain, scale_in, scale_out)
-        if not bound >= product:
-            raise Rejected(f"the product of norms is {product!r}, which is not at most the bound {bound!r}")
-    elif evidence.get("method") == "multipliers":
-        fields(evidence, ("method", "multipliers"), "evidence")
-        _prove_by_multipliers(chain, scale_in, scale_out, bound, evidence["multipliers"])
-    else:
-        raise Rejected("evidence: expected method 'norm-product' or 'multipliers'")
-
-
-def _scale(values: object, size: int) -> tuple[Fraction, ...]:
+def scale_of_norm(values: object, size: int) -> tuple[Fraction, ...]:
+    """The positive numbers that a claim gives as the scale of a norm, or ones for ``None``. Raises Rejected for others."""
     if values is None:
         return (Fraction(1),) * size
     scale = numbers(values, size, "scale")
@@ -111,137 +102,110 @@ def _scale(values: object, size: int) -> tuple[Fraction, ...]:
     return scale
 
 
-def effective_scales(chain: Chain, input_scale: tuple[Fraction, ...], output_scale: tuple[Fraction, ...]) -> tuple[Array, Array]:
-    """Scales (S_x, S_u) of the norms at the first and last affine map that imply the claim in the graph's own coordinates.
+def effective_scales(network: Network, input_scale: tuple[Fraction, ...], output_scale: tuple[Fraction, ...]) -> tuple[Array, Array]:
+    """Scales (S_in, S_out) of the norms at the network form's own ends that imply the claim at the graph's.
 
-    S_x is rounded down and S_u up, which only strengthens what must be proved. Raises Rejected where the graph multiplies an
-    input by zero.
+    S_in is rounded down and S_out up, which only strengthens what must be proved.
     """
-    gain_in, gain_out = ([Fraction(g) for g in gains.tolist()] for gains in (chain.input_gain, chain.output_gain))
-    if not all(gain_in):
-        raise Rejected("the graph multiplies a coordinate of its input by zero")
+    gain_in, gain_out = ([Fraction(g) for g in gains.tolist()] for gains in (network.input_gain, network.output_gain))
     inputs = [s / g for s, g in zip(input_scale, gain_in, strict=True)]
     outputs = [s * g for s, g in zip(output_scale, gain_out, strict=True)]
     return enclose(inputs, inputs).low, enclose(outputs, outputs).high
 
 
-# --- product of norms ---------------------------------------------------------------------------------------------------
+def prove_network(network: Network, norm: str, scale_in: Array, scale_out: Array, bound: float, evidence: Mapping[str, Any]) -> None:
+    """Return if the evidence proves |S_out dy| <= ``bound`` |S_in dx| for every increment that the network form allows.
 
-
-def norm_product(chain: Chain, scale_in: Array, scale_out: Array) -> float:
-    """A proved upper bound: the product of the norms of the layers, rounded up. Infinity where a norm could not be proved."""
-    weights = [*(layer.weight for layer in chain.hidden), chain.weight]
-    outputs = [*(layer.gain for layer in chain.hidden), scale_out]
-    bound = 1.0
-    for index, (weight, output) in enumerate(zip(weights, outputs, strict=True)):
-        norm = norm_upper_bound(weight, _unless_one(scale_in) if index == 0 else None, _unless_one(output))
-        bound = math.nextafter(bound * norm, math.inf) if norm else 0.0
-        if not bound:
-            return 0.0
-    return bound
-
-
-def _unless_one(scale: Array) -> Array | None:
-    return None if bool(np.all(scale == 1)) else scale
-
-
-# --- multipliers --------------------------------------------------------------------------------------------------------
-
-
-def _prove_by_multipliers(chain: Chain, scale_in: Array, scale_out: Array, rho: float, filed: object) -> None:
-    if not isinstance(filed, list) or len(filed) != len(chain.hidden):
-        raise Rejected(f"multipliers must be a list with one entry for each of the {len(chain.hidden)} hidden layers")
-    multipliers = [floats(values, layer.multipliers, "multipliers") for values, layer in zip(filed, chain.hidden, strict=True)]
-    if not all(bool(np.all(values >= 0)) for values in multipliers):
-        raise Rejected("a multiplier is negative")
-    if sum(chain.variables) > MAX_ORDER:
-        raise Rejected(f"the matrix has {sum(chain.variables)} rows, at most {MAX_ORDER} are judged")
-    if not 0 < rho < math.inf:
-        raise Rejected(f"the bound must be positive and finite, got {rho!r}")
-    try:
-        proved = is_semidefinite(multiplier_form(chain, scale_in, scale_out, rho, multipliers, exact))
-    except OutOfRange:
-        if sum(chain.variables) > MAX_BALL_ORDER:  # before anything is computed in balls, which is slow
-            raise
-        with ctx.workprec(BALL_PRECISION):
-            proved = is_definite_in_balls(multiplier_form(chain, scale_in, scale_out, rho, multipliers, balls))
-    if not proved:
-        raise Rejected(f"the multipliers do not prove the bound {rho!r}: the matrix could not be shown positive semidefinite")
-
-
-def multiplier_form(chain: Chain, scale_in: Array, scale_out: Array, rho: float, multipliers: list[Array], lift: Lift) -> Any:
-    """The quadratic form of this module's head as a symmetric matrix in the arithmetic of ``lift`` (``exact`` or ``balls``).
-
-    Block 0 is the input, block k the k-th hidden layer: its units, or the coordinates r of its sorted groups.
+    Raises Rejected with the reason otherwise, OutOfRange or UnsafeArithmetic where nothing can be decided.
     """
-    form = _Form(lift)
-    side = lift(np.array([rho])) * lift(scale_in)
-    form.add(0, 0, side * side * lift(np.eye(len(scale_in))))
-    before: Linear = {0: None}
-    for block, (layer, values) in enumerate(zip(chain.hidden, multipliers, strict=True), start=1):
-        before = (_sort if layer.group_size else _activate)(form, block, layer, before, values)
-    output = _times(lift(scale_out)[:, None] * lift(chain.weight), before)
-    form.add_square(output, -lift(np.ones(len(scale_out))))
-    return symmetric(form.blocks, chain.variables)
+    method = evidence.get("method")
+    if norm == "l2" and method == "norm-product":
+        fields(evidence, ("method",), "evidence")
+        product = norm_product(network, scale_in, scale_out)
+        if not bound >= product:
+            raise Rejected(f"the product of norms is {product!r}, which is not at most the bound {bound!r}")
+    elif norm == "linf" and method == "absolute-product":
+        fields(evidence, ("method",), "evidence")
+        product = float(absolute_product(network, scale_in, scale_out).max())
+        if not bound >= product:
+            raise Rejected(f"the product of absolute values is {product!r}, which is not at most the bound {bound!r}")
+    elif norm == "l2" and method == "multipliers":
+        fields(evidence, ("method", "multipliers"), "evidence")
+        _Multipliers(network, scale_in, scale_out, bound).prove_euclidean(evidence["multipliers"])
+    elif norm == "linf" and method == "multipliers":
+        fields(evidence, ("method", "rows"), "evidence")
+        _Multipliers(network, scale_in, scale_out, bound).prove_maximum(evidence["rows"])
+    else:
+        number_free = "norm-product" if norm == "l2" else "absolute-product"
+        raise Rejected(f"evidence: expected method {number_free!r} or 'multipliers' for the norm {norm!r}")
 
 
-Linear = dict[int, Any]  #: rows over all variables, by blocks; ``None`` stands for the variables of that block themselves
+class _Multipliers:
+    """Proofs by multipliers of one bound; increments are unrolled once in each arithmetic."""
 
+    def __init__(self, network: Network, scale_in: Array, scale_out: Array, bound: float) -> None:
+        self.network, self.scale_in, self.scale_out, self.bound = network, scale_in, scale_out, bound
+        self.order = sum(network.variables)
+        if self.order > MAX_ORDER:
+            raise Rejected(f"the matrix has {self.order} rows, at most {MAX_ORDER} are judged")
+        if not 0 < bound < math.inf:
+            raise Rejected(f"the bound must be positive and finite, got {bound!r}")
+        self.unrolled: dict[str, Unrolled] = {}
+        self.in_balls = 0
 
-class _Form:
-    """A symmetric matrix under construction, lower blocks only."""
+    def prove_euclidean(self, filed: object) -> None:
+        """One form for all outputs, the same share bound^2 of every input."""
+        self._prove(self._multipliers(filed), None, slice(None))
 
-    def __init__(self, lift: Lift) -> None:
-        self.lift = lift
-        self.blocks: dict[tuple[int, int], Any] = {}
+    def prove_maximum(self, filed: object) -> None:
+        """One form for each output; ``None`` where the product of absolute values is small enough."""
+        if not isinstance(filed, list) or len(filed) != self.network.outputs:
+            raise Rejected(f"rows must be a list with one entry for each of the {self.network.outputs} outputs")
+        if sum(row is not None for row in filed) * self.order**3 > MAX_ROW_WORK:
+            raise Rejected(f"{len(filed)} matrices with {self.order} rows are more than are judged")
+        known: Array | None = None
+        for index, row in enumerate(filed):
+            if row is None:
+                known = absolute_product(self.network, self.scale_in, self.scale_out) if known is None else known
+                if not self.bound >= known[index]:
+                    raise Rejected(f"the product of absolute values for output {index} is {known[index]!r}, above {self.bound!r}")
+                continue
+            table = fields(row, ("multipliers", "shares"), "row")
+            shares = floats(table["shares"], self.network.inputs, "shares")
+            if not bool(np.all(shares >= 0)) or not sum(map(Fraction, shares.tolist())) <= Fraction(self.bound) ** 2:
+                raise Rejected("a share is negative, or their sum is above the square of the bound")
+            self._prove(self._multipliers(table["multipliers"]), shares, slice(index, index + 1))
 
-    def add(self, row: int, column: int, block: Any) -> None:
-        here = self.blocks.get((row, column))
-        self.blocks[row, column] = block if here is None else here + block
+    def _multipliers(self, filed: object) -> list[Array]:
+        layers = self.network.layers
+        if not isinstance(filed, list) or len(filed) != len(layers):
+            raise Rejected(f"multipliers must be a list with one entry for each of the {len(layers)} layers of activations")
+        values = [floats(entry, layer.multipliers, "multipliers") for entry, layer in zip(filed, layers, strict=True)]
+        if not all(bool(np.all(entry >= 0)) for entry in values):
+            raise Rejected("a multiplier is negative")
+        return values
 
-    def add_square(self, rows: Linear, factors: Any) -> None:
-        """Add sum_i factors_i (rows_i D)^2."""
-        for i, left in rows.items():
-            for j, right in rows.items():
-                if i >= j:
-                    self.add(i, j, left.T @ (factors[:, None] * right))
+    def _prove(self, multipliers: list[Array], shares: Array | None, rows: slice) -> None:
+        try:
+            proved = is_semidefinite(self._form("exact", multipliers, shares, rows))
+        except OutOfRange:
+            if self.order > MAX_BALL_ORDER or self.in_balls >= MAX_BALL_ROWS:  # before anything is computed in balls, which is slow
+                raise
+            self.in_balls += 1
+            with ctx.workprec(BALL_PRECISION):
+                proved = is_definite_in_balls(self._form("balls", multipliers, shares, rows))
+        if not proved:
+            raise Rejected(f"the multipliers do not prove the bound {self.bound!r}: the matrix could not be shown positive semidefinite")
 
-
-def _times(matrix: Any, rows: Linear) -> Linear:
-    return {block: matrix if part is None else matrix @ part for block, part in rows.items()}
-
-
-def _activate(form: _Form, block: int, layer: Hidden, before: Linear, multipliers: Array) -> Linear:
-    """Add lambda (dz - a dv)(dz - b dv) for each unit; returns dz."""
-    values, low, high = (form.lift(v) for v in (multipliers, layer.low, layer.high))
-    entering = _times(form.lift(layer.weight), before)
-    form.add(block, block, values[:, None] * form.lift(np.eye(len(multipliers))))
-    middle = form.lift(np.array([-0.5])) * values * (low + high)
-    for other, rows in entering.items():
-        form.add(block, other, middle[:, None] * rows)
-    if bool(np.any((layer.low != 0) & (layer.high != 0))):
-        form.add_square(entering, values * low * high)
-    return {block: None}
-
-
-def _sort(form: _Form, block: int, layer: Hidden, before: Linear, multipliers: Array) -> Linear:
-    """Add lambda_G (|dz_G|^2 - |dv_G|^2) for each group, with dz_G = mean(dv_G) + T r: the sums pass. Returns dz."""
-    group = np.arange(len(layer.weight)) // layer.group_size
-    inside = np.flatnonzero(group[:-1] == group[1:])  # r_i stands between units i and i + 1 of one group
-    basis = np.zeros((len(group), len(inside)))
-    basis[inside, np.arange(len(inside))], basis[inside + 1, np.arange(len(inside))] = 1, -1
-    member = (np.arange(len(multipliers))[:, None] == group).astype(np.float64)
-    values, sizes, basis, member = (form.lift(v) for v in (multipliers, member.sum(axis=1), basis, member))
-    entering = _times(form.lift(layer.weight), before)
-    sums = _times(member, entering)
-    units = values[group][:, None]
-    form.add_square(entering, -values[group])
-    form.add_square(sums, values / sizes)
-    leaving = {other: member.T @ (rows / sizes[:, None]) for other, rows in sums.items()}
-    if len(inside):
-        form.add(block, block, basis.T @ (units * basis))
-        leaving[block] = basis
-    return leaving
+    def _form(self, arithmetic: str, multipliers: list[Array], shares: Array | None, rows: slice) -> Any:
+        lift = exact if arithmetic == "exact" else balls
+        if arithmetic not in self.unrolled:
+            self.unrolled[arithmetic] = unroll(self.network, lift)
+        unrolled, side = self.unrolled[arithmetic], lift(self.scale_in)
+        if shares is None:
+            side = lift(np.array([self.bound])) * side
+        head = side * side if shares is None else lift(shares) * (side * side)
+        return multiplier_form(unrolled, head, scaled_output(unrolled, self.scale_out, rows), multipliers)
 
 
 def rounded_up(value: float, digits: int = 6) -> str:
@@ -255,8 +219,8 @@ def rounded_down(value: float, digits: int = 6) -> str:
 
 
 def _rounded(value: float, digits: int, rounding: str) -> str:
-    if value == 0:
-        return "0"
+    if value == 0 or not math.isfinite(value):
+        return f"{value:g}"
     exact_value = Decimal(value)
     step = Decimal(1).scaleb(exact_value.adjusted() - digits + 1)
     return f"{exact_value.quantize(step, rounding=rounding).normalize():f}"
