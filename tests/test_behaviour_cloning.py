@@ -16,7 +16,12 @@ from lipctrl.agents.fitting import ActionBox, Fit, Samples, one_sided_huber
 from lipctrl.agents.training import build_policy, one_thread
 from lipctrl.core.errors import InputError
 from lipctrl.core.policy import Policy
+from lipctrl.nn import ACTIVATIONS, LAYERS
 
+RESTRICTED = [name for name, activation in ACTIVATIONS.items() if activation.slope_restricted]
+FITTING = [
+    (layer, activation) for layer, stack in LAYERS.items() for activation in (RESTRICTED if stack.needs_slope_restriction else ACTIVATIONS)
+]
 SMALL = TrainingOptions(hidden=(8, 8), steps=120, batch_size=32, evaluate_every=20)
 
 
@@ -89,6 +94,24 @@ def test_clones_the_expert_and_keeps_its_bound(env, demos):
     assert (moved <= 1.5 * np.linalg.norm(x.astype(float) - y, axis=1) + 1e-4).all()
     assert policy.predict(np.zeros(2, np.float32))[0] == 0.0
     assert result.limits.samples == demos.steps and result.limits.lipschitz == 1.5
+
+
+@pytest.mark.parametrize(("layer", "activation"), FITTING)
+def test_every_pair_that_fits_together_trains_and_proves_its_bound(demos, layer, activation):
+    few = dataclasses.replace(demos, episodes=demos.episodes[:2])
+    options = TrainingOptions(hidden=(6, 4), layer=layer, activation=activation, steps=4, batch_size=40, validation_fraction=0.0)
+    result = train_behaviour_cloning(few, 1.5, options=options)
+    untrained = build_policy(few.interface, 1.5, options, seed=0)
+    before, after = (p.state_dict() for p in (untrained, result.policy))
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+    assert 0 < result.policy.lipschitz() <= 1.5
+
+
+def test_pairs_that_do_not_fit_are_refused_before_any_training():
+    pairs = {(layer, activation) for layer in LAYERS for activation in ACTIVATIONS}
+    for layer, activation in pairs - set(FITTING):
+        with pytest.raises(InputError, match=rf"layer '{layer}' needs an activation .* got '{activation}'"):
+            TrainingOptions(layer=layer, activation=activation)
 
 
 def test_a_small_bound_is_kept_at_the_price_of_the_fit(demos):

@@ -7,13 +7,18 @@ import signal
 import subprocess
 import sys
 import time
+from typing import get_args
 
 import imageio.v3 as imageio
 import pytest
 from runs import PLANT_FILE, linear_policy, lipctrl_json
 
-from lipctrl.cli import main
+from lipctrl.agents import training
+from lipctrl.certificates.checker.command import main as checker
+from lipctrl.cli import main, train
 from lipctrl.core.policy import Policy
+from lipctrl.envs import load_plant
+from lipctrl.nn import ACTIVATIONS, LAYERS
 
 COMMON = {"verb", "status", "level", "claim", "certificates", "seconds"}
 
@@ -150,6 +155,59 @@ def test_stability_of_a_plant_in_a_file(tmp_path, capsys):
     policy = linear_policy(tmp_path / "policy", (-0.5, -1.0), coordinates)
     code, found = lipctrl_json(capsys, "stability", "--plant", tmp_path / "cart.py", "--policy", policy, "--out", tmp_path / "proof")
     assert (code, found["level"]) == (0, "proved")
+
+
+def test_a_plant_in_a_file_goes_wherever_an_environment_goes(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "cart.py").write_text(PLANT_FILE)
+    code, found = lipctrl_json(capsys, "demos", "collect", "--env", "cart.py", "--expert", "lqr", "--episodes", 3, "--out", "demos")
+    assert (code, found["environment"], found["steps"]) == (0, "cart", 300)
+    cloning = ("train", "bc", "--env", "cart.py", "--demos", "demos", "--hidden", 4, "--steps", 40, "--out", "run")
+    assert lipctrl_json(capsys, *cloning)[1]["level"] == "proved"
+    digest = load_plant("cart.py").digest
+    assert Policy.load("run/policy").provenance | {"environment": "cart", "plant_digest": digest} == Policy.load("run/policy").provenance
+    assert f'plant_digest = "{digest}"' in (tmp_path / "run" / "config.toml").read_text()
+    dagger = ("train", "dagger", "--env", "cart.py", "--episodes", 2, "--rounds", 1, "--hidden", 4, "--steps", 10, "--out", "dagger")
+    assert lipctrl_json(capsys, *dagger)[0] == 0
+    assert lipctrl_json(capsys, "simulate", "dagger/policy", "--env", "cart.py", "--episodes", 1, "--video", "film.gif")[0] == 0
+    code, found = lipctrl_json(capsys, "simulate", "run/policy", "--env", "cart.py", "--episodes", 2)
+    assert (code, found["steps"]) == (0, [100, 100])
+
+    (tmp_path / "cart.py").write_text(PLANT_FILE.replace("Fraction(1, 10)", "Fraction(1, 5)"))  # another plant of the same name
+    assert "have dt 1/10, expected 1/5 as in cart" in lipctrl_json(capsys, *cloning)[1]["message"]
+    assert f"plant_digest is '{digest}' there" in lipctrl_json(capsys, *dagger)[1]["message"]
+
+
+def test_check_about_a_plant_in_a_file(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "cart.py").write_text(PLANT_FILE)
+    policy = linear_policy(tmp_path / "policy", (-0.5, -1.0), (("position", "m"), ("velocity", "m/s")))
+    words = ("stability", "--plant", "cart.py", "--policy", policy, "--out", "proof")
+    certificate = lipctrl_json(capsys, *words)[1]["certificates"][0]
+    assert main(["check", certificate, "--about", "cart.py"]) == 0
+    assert checker(["cart.py", "--about", "cart.py"]) == 2
+    assert "cart.py is code, which this command never executes; use lipctrl check --about cart.py" in capsys.readouterr().err
+    (tmp_path / "cart.py").write_text(PLANT_FILE.replace('("N", 1)', '("N", 2)'))
+    code, found = lipctrl_json(capsys, "check", certificate, "--about", "cart.py")
+    assert (code, found["status"], found["level"]) == (1, "unknown", "unknown")
+    assert "about another plant" in found["results"][0]["reason"]
+
+
+def test_check_about_a_foreign_file(tmp_path, capsys):
+    onnx, helper = pytest.importorskip("onnx"), pytest.importorskip("onnx.helper")
+    for name, weights in (("net", [3.0, 4.0]), ("other", [3.0, 5.0])):
+        ends = [helper.make_tensor_value_info(tensor, 1, ["batch", size]) for tensor, size in (("x", 2), ("y", 1))]
+        weight = helper.make_tensor("w", 1, [2, 1], weights)
+        graph = helper.make_graph([helper.make_node("MatMul", ["x", "w"], ["y"])], "net", ends[:1], ends[1:], [weight])
+        onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path / f"{name}.onnx")
+    found = lipctrl_json(capsys, "lipschitz", tmp_path / "net.onnx", "--out", tmp_path / "out")[1]
+    assert main(["check", *found["certificates"], "--about", str(tmp_path / "net.onnx")]) == 0
+    assert main(["check", *found["certificates"], "--about", str(tmp_path / "other.onnx")]) == 1
+
+
+def test_the_command_line_offers_what_the_library_trains():
+    assert get_args(train.Layer) == get_args(training.Layer) == tuple(LAYERS)
+    assert get_args(train.ActivationName) == get_args(training.ActivationName) == tuple(ACTIVATIONS)
 
 
 def test_no_property_without_a_proof(policy, tmp_path, capsys):
