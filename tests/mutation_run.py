@@ -234,7 +234,7 @@ def _start(mutant: Mutant, tree: ast.Module, tests: Sequence[str], timeout: int)
     try:
         import pytest
 
-        os.setsid()
+        os.setpgid(0, 0)
         resource.setrlimit(resource.RLIMIT_CPU, (timeout, timeout))
         os.environ["HYPOTHESIS_PROFILE"] = "mutation"
         module = "lipctrl." + ".".join((CHECKER / mutant.file).with_suffix("").parts)
