@@ -25,6 +25,8 @@ from lipctrl.certificates.checker.intervals import Array, Interval
 HALF = iv.point(np.array(0.5))
 ONE = iv.point(np.array(1.0))
 
+Scalar = Callable[[Interval], Interval]  #: what a scalar function does to intervals
+
 
 @dataclass(frozen=True, slots=True)
 class Enclosed:
@@ -85,9 +87,9 @@ class EnclosureAlgebra:
         total = Interval(iv.down(centre.low - spread), iv.up(centre.high + spread))
         return Enclosed(value.intersect(total), centre, slope)
 
-    def _scalar(self, x: Enclosed, function: Callable[[Interval], Interval], quotients: Callable[[], Interval]) -> Enclosed:
-        """A scalar function given by its range and the range of its difference quotients over the value interval."""
-        slope = None if x.slope is None else x.slope * quotients()
+    def _scalar(self, x: Enclosed, function: Scalar, quotients: Scalar) -> Enclosed:
+        """A scalar function given by its range and the range of its difference quotients over an interval."""
+        slope = None if x.slope is None else x.slope * quotients(x.value)
         return self._tightened(function(x.value), function(x.centre), slope)
 
     def constant(self, values: tuple[Fraction, ...]) -> Enclosed:
@@ -117,56 +119,56 @@ class EnclosureAlgebra:
         return self._tightened(x.value / y.value, centre, slope)
 
     def power(self, x: Enclosed, exponent: int) -> Enclosed:
-        def quotients() -> Interval:
+        def quotients(v: Interval) -> Interval:
             if exponent == 0:
-                return iv.point(np.zeros_like(x.value.low))
-            return iv.point(np.array(float(exponent))) * iv.integer_power(x.value, exponent - 1)
+                return iv.point(np.zeros_like(v.low))
+            return iv.point(np.array(float(exponent))) * iv.integer_power(v, exponent - 1)
 
         return self._scalar(x, lambda v: iv.integer_power(v, exponent), quotients)
 
     def sin(self, x: Enclosed) -> Enclosed:
-        return self._scalar(x, iv.sin, lambda: iv.cos(x.value))
+        return self._scalar(x, iv.sin, iv.cos)
 
     def cos(self, x: Enclosed) -> Enclosed:
-        return self._scalar(x, iv.cos, lambda: -iv.sin(x.value))
+        return self._scalar(x, iv.cos, lambda v: -iv.sin(v))
 
     def tan(self, x: Enclosed) -> Enclosed:
         return self.div(self.sin(x), self.cos(x))
 
     def exp(self, x: Enclosed) -> Enclosed:
-        return self._scalar(x, _exp, lambda: _exp(x.value))
+        return self._scalar(x, _exp, _exp)
 
     def log(self, x: Enclosed) -> Enclosed:
-        return self._scalar(x, lambda v: iv.by_balls(arb.log, v), lambda: ONE / x.value)
+        return self._scalar(x, lambda v: iv.by_balls(arb.log, v), lambda v: ONE / v)
 
     def sqrt(self, x: Enclosed) -> Enclosed:
-        return self._scalar(x, iv.sqrt, lambda: HALF / iv.sqrt(x.value))
+        return self._scalar(x, iv.sqrt, lambda v: HALF / iv.sqrt(v))
 
     def erf(self, x: Enclosed) -> Enclosed:
-        return self._scalar(x, _erf, lambda: iv.from_balls([2 / arb.pi().sqrt()]) * _exp(-iv.integer_power(x.value, 2)))
+        return self._scalar(x, _erf, lambda v: iv.from_balls([2 / arb.pi().sqrt()]) * _exp(-iv.integer_power(v, 2)))
 
     def tanh(self, x: Enclosed) -> Enclosed:
-        def quotients() -> Interval:
-            y = iv.tanh(x.value)
+        def quotients(v: Interval) -> Interval:
+            y = iv.tanh(v)
             ends = (ONE - y) * (ONE + y)
             return _clamped(ends, 0.0, 1.0)
 
         return self._scalar(x, iv.tanh, quotients)
 
     def sigmoid(self, x: Enclosed) -> Enclosed:
-        def quotients() -> Interval:
-            y = iv.sigmoid(x.value)
+        def quotients(v: Interval) -> Interval:
+            y = iv.sigmoid(v)
             return _clamped(y * (ONE - y), 0.0, 0.25)
 
         return self._scalar(x, iv.sigmoid, quotients)
 
     def softplus(self, x: Enclosed) -> Enclosed:
-        return self._scalar(x, iv.softplus, lambda: iv.sigmoid(x.value))
+        return self._scalar(x, iv.softplus, iv.sigmoid)
 
     def silu(self, x: Enclosed) -> Enclosed:
-        def quotients() -> Interval:
-            s = iv.sigmoid(x.value)
-            return s * (ONE + x.value * (ONE - s))
+        def quotients(v: Interval) -> Interval:
+            s = iv.sigmoid(v)
+            return s * (ONE + v * (ONE - s))
 
         return self._scalar(x, lambda v: v * iv.sigmoid(v), quotients)
 
@@ -176,8 +178,8 @@ class EnclosureAlgebra:
         def normal(v: Interval) -> Interval:
             return HALF * (ONE + _erf(v * root))
 
-        def quotients() -> Interval:
-            return normal(x.value) + x.value * density * _exp(-(HALF * iv.integer_power(x.value, 2)))
+        def quotients(v: Interval) -> Interval:
+            return normal(v) + v * density * _exp(-(HALF * iv.integer_power(v, 2)))
 
         return self._scalar(x, lambda v: v * normal(v), quotients)
 
@@ -185,16 +187,16 @@ class EnclosureAlgebra:
         def function(v: Interval) -> Interval:
             return Interval(np.maximum(np.maximum(v.low, -v.high), 0.0) + 0 * v.low, v.magnitude)
 
-        return self._scalar(x, function, lambda: _step(x.value, -1.0, 1.0))
+        return self._scalar(x, function, lambda v: _step(v, -1.0, 1.0))
 
     def relu(self, x: Enclosed) -> Enclosed:
-        return self._scalar(x, lambda v: Interval(np.maximum(v.low, 0), np.maximum(v.high, 0)), lambda: _step(x.value, 0.0, 1.0))
+        return self._scalar(x, lambda v: Interval(np.maximum(v.low, 0), np.maximum(v.high, 0)), lambda v: _step(v, 0.0, 1.0))
 
     def leaky_relu(self, x: Enclosed, slope: Fraction) -> Enclosed:
         a = iv.from_fractions((slope,))
 
-        def quotients() -> Interval:
-            positive, negative = x.value.low >= 0, x.value.high <= 0
+        def quotients(v: Interval) -> Interval:
+            positive, negative = v.low >= 0, v.high <= 0
             low = np.where(positive, 1.0, np.where(negative, a.low, np.minimum(a.low, 1.0)))
             high = np.where(positive, 1.0, np.where(negative, a.high, np.maximum(a.high, 1.0)))
             return Interval(low, high)
@@ -208,9 +210,9 @@ class EnclosureAlgebra:
     def clip(self, x: Enclosed, low: tuple[Fraction, ...], high: tuple[Fraction, ...]) -> Enclosed:
         a, b = self._remembered(iv.from_fractions, low), self._remembered(iv.from_fractions, high)
 
-        def quotients() -> Interval:
-            inside = (x.value.low >= a.high) & (x.value.high <= b.low)
-            outside = (x.value.high <= a.low) | (x.value.low >= b.high)
+        def quotients(v: Interval) -> Interval:
+            inside = (v.low >= a.high) & (v.high <= b.low)
+            outside = (v.high <= a.low) | (v.low >= b.high)
             return Interval(np.where(inside, 1.0, 0.0), np.where(outside, 0.0, 1.0))
 
         def function(v: Interval) -> Interval:

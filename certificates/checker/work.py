@@ -42,17 +42,17 @@ def work_of_step(loop: Loop) -> Work:
     rounded = loop.arithmetic == "float32"
     n = loop.dimension
     seeds = n + (len(loop.plant.action) if rounded else 0)
-    parts = [_work_of_graph(graph, seeds) for graph in (loop.plant.observe, loop.plant.dynamics, *[loop.policy] * (3 if rounded else 1))]
+    parts = [work_of_graph(graph, seeds) for graph in (loop.plant.observe, loop.plant.dynamics, *[loop.policy] * (3 if rounded else 1))]
     cell, batch, floats = (sum(part) for part in zip(*parts, strict=True))
     return Work(cell + n * seeds * (n + seeds) // 4, batch, floats + 8 * seeds * (n + seeds))
 
 
-def _work_of_graph(graph: Graph, seeds: int) -> tuple[int, int, int]:
-    """(units for a cell, units for a batch, numbers kept for a cell); the float32 error evaluates recentred graphs once more."""
+def work_of_graph(graph: Graph, seeds: int) -> tuple[int, int, int]:
+    """The enclosure of a graph in this many seed coordinates: (units for a cell, units for a batch, numbers kept for a cell); the float32 error evaluates recentred graphs once more."""
     cell, batch, floats = 0, sum(PER_NODE + PER_OPERAND * len(node.inputs) for node in graph.nodes), 0
     for node, size in zip(graph.nodes, graph.sizes, strict=True):
         if node.op == "recentre":
-            inner = _work_of_graph(node.attributes["graph"], seeds)
+            inner = work_of_graph(node.attributes["graph"], seeds)
             cell, batch, floats = cell + 2 * inner[0], batch + 2 * inner[1], floats + 2 * inner[2]
         cell += size * (_repeats(node) * (seeds + 3) + _EXTRA.get(node.op, 0))
         floats += size * (2 * seeds + 6)

@@ -1,0 +1,84 @@
+"""Sorted groups written as absolute values, exactly: min(a, b) and max(a, b) are (a + b -+ |b - a|) / 2.
+
+On a set where the order of two coordinates never changes their absolute difference is linear, and so the sort is a permutation
+there. Groups of more than two are sorted by rounds of neighbours that change places (odd-even transposition).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from lipctrl.certificates.checker.graph import Graph, Node
+from lipctrl.certificates.checker.intervals import Array
+from lipctrl.certificates.checker.verdict import Rejected
+
+MAX_PRODUCTS = 8_000_000  #: products in the affine nodes that replace the sorts of one graph
+
+
+def without_sorts(graph: Graph) -> Graph:
+    """The same function with every ``group_sort``, also inside ``recentre``, replaced; the graph itself where there is none.
+
+    Raises Rejected where that would be too large.
+    """
+    return _Rewriting(graph).result() if _has_sorts(graph) else graph
+
+
+def _has_sorts(graph: Graph) -> bool:
+    return any(node.op == "group_sort" or (node.op == "recentre" and _has_sorts(node.attributes["graph"])) for node in graph.nodes)
+
+
+@dataclass
+class _Rewriting:
+    """A graph under construction from ``graph``; ``place[i]`` is where its node i has gone."""
+
+    graph: Graph
+    nodes: list[Node] = field(default_factory=list)
+    place: list[int] = field(default_factory=list)
+    added: dict[str, Array] = field(default_factory=dict)
+
+    def result(self) -> Graph:
+        for index, node in enumerate(self.graph.nodes):
+            inputs = tuple(self.place[i] for i in node.inputs)
+            if node.op == "group_sort":
+                self.place.append(self._sorted(inputs[0], self.graph.sizes[index], node.attributes["group_size"]))
+                continue
+            if node.op == "recentre":
+                node = replace(node, attributes={**node.attributes, "graph": without_sorts(node.attributes["graph"])})
+            self.place.append(self._add(node.op, *inputs, **node.attributes))
+        outputs = {name: self.place[index] for name, index in self.graph.outputs.items()}
+        return Graph(tuple(self.nodes), outputs, {**self.graph.tensors, **self.added}, self.graph.nesting)
+
+    def _add(self, op: str, *inputs: int, **attributes: Any) -> int:
+        self.nodes.append(Node(op, inputs, attributes))
+        return len(self.nodes) - 1
+
+    def _affine(self, weight: Array, operand: int) -> int:
+        name = f"sort {len(self.added)}"
+        while name in self.graph.tensors:
+            name += "'"
+        self.added[name] = weight
+        return self._add("affine", operand, weight=name, bias=None)
+
+    def _sorted(self, index: int, size: int, group_size: int) -> int:
+        """Node ``index`` (of this size) with its groups sorted, ascending: a new node."""
+        largest = min(group_size, size)
+        rounds = 1 if largest <= 2 else largest
+        if rounds * size * 2 * size + sum(w.size for w in self.added.values()) > MAX_PRODUCTS:
+            raise Rejected(f"sorting {size} signals in groups of {group_size} needs more than {MAX_PRODUCTS} products as absolute values")
+        position = np.arange(size) % group_size
+        for turn in range(rounds):
+            first = np.flatnonzero((position[:-1] % 2 == turn % 2) & (position[1:] > 0))
+            if not first.size:
+                continue
+            difference, pairs = np.zeros((len(first), size)), np.arange(len(first))
+            difference[pairs, first], difference[pairs, first + 1] = -1, 1
+            back = np.eye(size, size + len(first))
+            for rows, sign in ((first, -0.5), (first + 1, 0.5)):
+                back[rows, first] = back[rows, first + 1] = 0.5
+                back[rows, size + pairs] = sign
+            distance = self._add("abs", self._affine(difference, index))
+            index = self._affine(back, self._add("concatenate", index, distance))
+        return index

@@ -1,0 +1,191 @@
+"""Claims of the kind ``lipschitz-bound`` about a domain: |S_out (f(x) - f(y))| <= bound |S_in (x - y)| for all x and y in a box or ball.
+
+The evidence is a binary split tree of the domain and, for each of its leaves, a proof about any two points of that leaf. The
+leaves cover the domain, the domain is convex and f is Lipschitz, so along the segment between two points f moves at no more than
+the bound: the greatest bound of the leaves holds on the whole domain.
+
+A leaf without a proof of its own rests on the slopes that the checker encloses there: f(x) - f(y) = A (x - y) with A in an
+interval matrix. A leaf with a proof takes those slopes of the single activations into the network form; the proof is then
+evidence of the global kind, see :mod:`lipctrl.certificates.checker.verifiers.lipschitz_bound`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+
+from lipctrl.certificates.checker import intervals as iv
+from lipctrl.certificates.checker.bundle import fields, floats
+from lipctrl.certificates.checker.definite import MAX_BALL_ORDER, OutOfRange, require_ieee_products
+from lipctrl.certificates.checker.domain import Domain, Leaf, read_domain, read_leaves
+from lipctrl.certificates.checker.enclosure import Remembered
+from lipctrl.certificates.checker.graph import Graph, GraphError
+from lipctrl.certificates.checker.intervals import Array, Interval, UnsafeArithmetic
+from lipctrl.certificates.checker.jacobian import careful_gain, quick_gains, row_gains, scaled
+from lipctrl.certificates.checker.local_slopes import LocalSlopes, local_slopes
+from lipctrl.certificates.checker.network import Network, Place, read_network
+from lipctrl.certificates.checker.sorts import without_sorts
+from lipctrl.certificates.checker.verdict import Rejected, shown
+from lipctrl.certificates.checker.verifiers.lipschitz_bound import NORMS, effective_scales, prove_network, scale_of_norm
+from lipctrl.certificates.checker.work import Work, work_of_graph
+
+PROPERTY = "local_lipschitz"
+MAX_LEAVES = 200_000
+MAX_PROOFS = 4096  #: leaves with a proof of their own
+MAX_WORK = 3_000_000_000  #: units of work on leaves without one, see ``checker/work.py``
+MAX_PRODUCTS = 1e12  #: multiplications in the matrices of those with one
+_SHOWN_INPUTS = 6  #: a sentence names the ends of a domain with so many inputs
+
+Vector = tuple[Fraction, ...]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is to be bounded: a graph without sorts, on a domain, in weighted norms."""
+
+    graph: Graph
+    domain: Domain
+    norm: str
+    scale_in: Vector
+    scale_out: Vector
+    remembered: Remembered
+
+    def slopes(self, low: Array, high: Array) -> tuple[LocalSlopes, Array]:
+        """Slopes on boxes (B, n) of the domain, and which of them surely hold no point of it. Raises Rejected."""
+        cells, empty = self.domain.cells(low, high)
+        try:
+            with np.errstate(all="ignore"):
+                return local_slopes(self.graph, cells, self.remembered), empty
+        except GraphError as error:
+            raise Rejected(str(error)) from error
+
+    def matrices(self, found: LocalSlopes, batch: int) -> Interval:
+        """The scaled interval matrices (B, n_out, k) of the whole graph."""
+        free, slope = self.domain.free, found.output.slope
+        shape = (len(free), batch, len(self.scale_out))
+        ends = (np.zeros(1),) * 2 if slope is None else (slope.low, slope.high)
+        scales = iv.from_fractions(tuple(self.scale_in[i] for i in free)), iv.from_fractions(self.scale_out)
+        return scaled(Interval(*(np.broadcast_to(end, shape) for end in ends)), *scales)
+
+    def network(self, found: LocalSlopes, index: int) -> Network:
+        """The network form on one cell, with the slopes of its activations there."""
+        narrow: dict[Place, Interval] = {}
+        for place, slopes in found.nodes.items():
+            row = index if len(slopes.low) > 1 else 0
+            narrow[place] = Interval(slopes.low[row], slopes.high[row])
+        moves = np.zeros(len(self.domain.low))
+        moves[self.domain.free] = 1.0
+        (entry,) = (i for i, node in enumerate(self.graph.nodes) if node.op == "input")
+        narrow[entry] = iv.point(moves)
+        return read_network(self.graph, narrow)
+
+    def prove(self, network: Network, bound: float, proof: Mapping[str, Any]) -> None:
+        """Return if the proof holds for this form. Raises Rejected, OutOfRange or UnsafeArithmetic."""
+        with np.errstate(all="ignore"):
+            prove_network(network, self.norm, *effective_scales(network, self.scale_in, self.scale_out), bound, proof)
+
+    def work(self) -> Work:
+        """The work on one leaf without a proof of its own."""
+        k, m = len(self.domain.free), len(self.scale_out)
+        cell, batch, floats_kept = work_of_graph(self.graph, 2 * k + 8)
+        careful = 0 if min(k, m) == 1 or self.norm == "linf" else 6000 + 40 * (min(k, m) ** 3 + k * m * min(k, m)) // 100
+        return Work(3 * cell + 20 * k * m + careful, 3 * batch, 2 * floats_kept + 12 * k * m)
+
+
+def read_problem(graph: Graph, claim: Mapping[str, Any]) -> tuple[Problem, float]:
+    """What a claim about a domain is about, and its bound. Raises Rejected."""
+    table = fields(claim, ("property", "norm", "input_scale", "output_scale", "bound", "domain"), "claim")
+    if table["property"] != PROPERTY or table["norm"] not in [*NORMS]:
+        raise Rejected(f"claim: expected property {PROPERTY!r} and a norm of {', '.join(NORMS)}")
+    if len(graph.input_sizes) != 1 or len(graph.outputs) != 1:
+        raise Rejected("a Lipschitz bound is about a graph with one input and one output")
+    (size,), (outputs,) = graph.input_sizes.values(), graph.output_sizes.values()
+    scale_in, scale_out = scale_of_norm(table["input_scale"], size), scale_of_norm(table["output_scale"], outputs)
+    domain = read_domain(table["domain"], size, table["norm"], scale_in)
+    bound = float(floats([table["bound"]], 1, "bound")[0])
+    return Problem(without_sorts(graph), domain, table["norm"], scale_in, scale_out, Remembered()), bound
+
+
+def prove_local(graph: Graph, claim: Mapping[str, Any], evidence: Mapping[str, Any]) -> float:
+    """The claimed bound if the evidence proves it for this graph on the claim's domain. Raises Rejected with the reason otherwise."""
+    problem, bound = read_problem(graph, claim)
+    table = fields(evidence, ("method", "tree", "proofs"), "evidence")
+    if table["method"] != "cells" or not isinstance(table["proofs"], list) or len(table["proofs"]) > MAX_PROOFS:
+        raise Rejected(f"evidence: expected method 'cells' and a list of at most {MAX_PROOFS} proofs")
+    if not 0 <= bound < math.inf:
+        raise Rejected(f"the bound must be finite and not negative, got {bound!r}")
+    try:
+        require_ieee_products(256)
+        leaves = read_leaves(table["tree"], problem.domain, MAX_LEAVES)
+        if len(problem.domain.free):
+            _prove_plain(problem, bound, [leaf for leaf in leaves if leaf.entry is None])
+            _prove_others(problem, bound, [leaf for leaf in leaves if leaf.entry is not None], table["proofs"])
+    except (UnsafeArithmetic, OutOfRange) as error:
+        raise Rejected(str(error)) from error
+    return bound
+
+
+def _prove_plain(problem: Problem, bound: float, leaves: list[Leaf]) -> None:
+    """Leaves that rest on enclosed slopes alone."""
+    work = problem.work()
+    if not work.cells_at_once or work.total(len(leaves)) > MAX_WORK:
+        raise Rejected(f"{len(leaves)} leaves of this network are more work than the checker does")
+    for start in range(0, len(leaves), work.cells_at_once):
+        part = leaves[start : start + work.cells_at_once]
+        found, empty = problem.slopes(np.stack([leaf.low for leaf in part]), np.stack([leaf.high for leaf in part]))
+        with np.errstate(all="ignore"):
+            matrices = problem.matrices(found, len(part))
+            gains = (quick_gains if problem.norm == "l2" else row_gains)(matrices)
+        for index in np.flatnonzero(~(empty | (gains <= bound))):
+            gain = careful_gain(Interval(matrices.low[index], matrices.high[index])) if problem.norm == "l2" else float(gains[index])
+            if not gain <= bound:
+                box = f"{part[index].low.tolist()} .. {part[index].high.tolist()}"
+                raise Rejected(f"the slopes in the leaf {box} allow {gain!r}, which is not at most the bound {bound!r}")
+
+
+def _prove_others(problem: Problem, bound: float, leaves: list[Leaf], proofs: list[Any]) -> None:
+    """Leaves with a proof of their own."""
+    if len(leaves) > MAX_PROOFS:
+        raise Rejected(f"{len(leaves)} leaves have proofs of their own, at most {MAX_PROOFS} are accepted")
+    products = 0.0
+    for leaf in leaves:
+        if type(leaf.entry) is not int or not 0 <= leaf.entry < len(proofs) or not isinstance(proofs[leaf.entry], dict):
+            raise Rejected("a leaf must be null or the index of a proof")
+        found, empty = problem.slopes(leaf.low[None], leaf.high[None])
+        if empty[0]:
+            continue
+        network = problem.network(found, 0)
+        products += products_of(network, problem.norm)
+        if not products <= MAX_PRODUCTS:
+            raise Rejected("the proofs of the leaves are more work than the checker does")
+        problem.prove(network, bound, proofs[leaf.entry])
+
+
+def products_of(network: Network, norm: str) -> float:
+    """About how many multiplications the proof of a leaf may take: ball arithmetic is a hundred times slower."""
+    order = float(sum(network.variables))
+    weights = sum(signal.weight.size for signal in network.signals if hasattr(signal, "weight"))
+    each = (300 if order <= MAX_BALL_ORDER else 3) * order**3
+    return each * (network.outputs if norm == "linf" else 1) + weights * (order + 100)
+
+
+def sentence(problem: Problem) -> str:
+    """Where the claim holds, in words; ends are rounded inwards."""
+    domain, names = problem.domain, [f"x{i + 1}" for i in range(len(problem.domain.low))]
+    if len(names) > _SHOWN_INPUTS:
+        return f"in the {'box' if domain.centre is None else 'ball'} that the claim names"
+    if domain.centre is not None:
+        middle = ", ".join(str(float(c)) for c in domain.centre)
+        return f"in the claim's ball of radius {shown(domain.radius, 'down')} around ({middle})"
+    ends = zip(domain.low, domain.high, names, strict=True)
+    return "in the box " + ", ".join(f"{_inward(low, high)[0]} <= {name} <= {_inward(low, high)[1]}" for low, high, name in ends)
+
+
+def _inward(low: Fraction, high: Fraction) -> tuple[str, str]:
+    texts = shown(low, "up"), shown(high, "down")
+    return texts if Fraction(texts[0]) <= Fraction(texts[1]) else (str(low)[:40], str(high)[:40])
