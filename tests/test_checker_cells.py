@@ -174,6 +174,14 @@ def test_bounds_are_their_definitions_less_what_rounding_may_take() -> None:
         assert float(Fraction(highest[b]) - high) == pytest.approx(1.1 * gamma(8 * 2 + 6 * 3 + 100) * float(size), rel=0.1, abs=0)
 
 
+def test_rounding_of_the_level_before_the_step_counts_too() -> None:
+    """y+ = 0: what is left is the level on the cell, c'P c = 42 at the centre, whose terms add up to |y|'|P||y| = 112."""
+    zero = {"centre_value": (2, 2), "centre_radius": (2, 2), "slope": (2, 2, 3), "slope_radius": (2, 2, 3)}
+    step = two_cells(**{name: np.zeros(shape) for name, shape in zero.items()})
+    decrease = step.decrease(P2, Interval(np.float64(1.0), np.float64(1.0)))[0]
+    assert 42 - 2 * (8 + 2 * 9) - 2 * 2 - decrease == pytest.approx(1.1 * gamma(8 * 2 + 6 * 3 + 100) * 112, rel=0.1, abs=0)
+
+
 def test_what_rounding_may_take_grows_with_the_dimensions() -> None:
     shape = (1, 12, 18)
     wide = two_cells(slope=np.zeros(shape), slope_radius=np.zeros(shape), radius=np.full((1, 18), 0.5))

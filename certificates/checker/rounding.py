@@ -94,7 +94,7 @@ class RoundingAlgebra:
 
     def div(self, x: Rounded, y: Rounded) -> Rounded:
         exact = self._real.div(x.exact, y.exact)
-        smallest = np.maximum(y.exact.value.low, -y.exact.value.high) * (1 - 2.0**-40) - y.error
+        smallest = np.maximum(y.exact.value.low, -y.exact.value.high) - y.error
         error = (x.error + exact.value.magnitude * y.error) / np.where(smallest > 0, smallest, np.nan)
         return self._rounded(exact, error)
 
@@ -120,9 +120,9 @@ class RoundingAlgebra:
         return Rounded(self._real.clip(x.exact, low, high), _checked(ends, (np.maximum(x.error, 2 * U32 * ends + ETA)) * _UP))
 
     def group_sort(self, x: Rounded, group_size: int) -> Rounded:
-        n = x.error.shape[-1]
-        groups = [x.error[..., i : i + group_size] for i in range(0, n, group_size)]
-        error = np.concatenate([np.broadcast_to(g.max(-1, keepdims=True), g.shape) for g in groups], -1)
+        n = x.error.shape[1]
+        groups = [x.error[:, i : i + group_size] for i in range(0, n, group_size)]
+        error = np.concatenate([np.broadcast_to(g.max(1, keepdims=True), g.shape) for g in groups], 1)
         return Rounded(self._real.group_sort(x.exact, group_size), error)
 
     def tanh(self, x: Rounded) -> Rounded:
@@ -151,12 +151,12 @@ class RoundingAlgebra:
         return Rounded(exact, _checked(2 * size, error * _UP))
 
     def select(self, x: Rounded, indices: tuple[int, ...]) -> Rounded:
-        return Rounded(self._real.select(x.exact, indices), x.error[..., list(indices)])
+        return Rounded(self._real.select(x.exact, indices), x.error[:, list(indices)])
 
     def concatenate(self, *parts: Rounded) -> Rounded:
         exact = self._real.concatenate(*(p.exact for p in parts))
-        shape = exact.value.low.shape[:-1]
-        error = np.concatenate([np.broadcast_to(p.error, (*shape, p.exact.value.low.shape[-1])) for p in parts], -1)
+        batch = len(exact.value.low)
+        error = np.concatenate([np.broadcast_to(p.error, (batch, p.exact.value.low.shape[1])) for p in parts], 1)
         return Rounded(exact, error)
 
     def recentre(self, x: Rounded, graph: Graph, point: tuple[Fraction, ...], offset: Array) -> Rounded:
