@@ -24,7 +24,7 @@ def norm_product(network: Network, scale_in: Array, scale_out: Array) -> float:
     Infinity where a norm could not be proved. Raises OutOfRange where weights are beyond what float64 proves, Rejected where
     there are too many.
     """
-    _require_little(network)
+    require_little(network)
     bounds = _Bounds(network, scale_in)
     for signal in network.signals[: network.output]:
         bounds.append(signal)
@@ -39,11 +39,11 @@ def norm_product(network: Network, scale_in: Array, scale_out: Array) -> float:
 
 def absolute_product(network: Network, scale_in: Array, scale_out: Array) -> Array:
     """For each output, a proved upper bound of |S_out y|_i where |S_in x|_k <= 1 for every input: absolute values of weights and slopes."""
-    _require_little(network)
+    require_little(network)
     values: list[Array] = []
     for signal in network.signals:
         values.append(_largest(signal, values, scale_in))
-    return _scaled(scale_out, values[network.output])
+    return scaled(scale_out, values[network.output])
 
 
 def _largest(signal: Signal, values: list[Array], scale_in: Array) -> Array:
@@ -56,7 +56,7 @@ def _largest(signal: Signal, values: list[Array], scale_in: Array) -> Array:
             reached = ((signal.weight != 0) & (before != 0)).any(axis=1)
             result = np.where(reached, affine(Interval(-before, before), signal.weight, None).high, 0.0)
         case Activation():
-            result = _scaled(signal.gain, values[signal.operand])
+            result = scaled(signal.gain, values[signal.operand])
         case Sum():
             result = up(values[signal.first] + values[signal.second])
         case Concatenation():
@@ -69,7 +69,7 @@ def _largest(signal: Signal, values: list[Array], scale_in: Array) -> Array:
     return result
 
 
-def _scaled(factors: Array, values: Array) -> Array:
+def scaled(factors: Array, values: Array) -> Array:
     """Products rounded up; 0 where a factor is 0."""
     return np.asarray(np.where((factors == 0) | (values == 0), 0.0, up(factors * values)))
 
@@ -130,7 +130,8 @@ def _read_by_activations_only(network: Network) -> set[int]:
     return {*range(len(network.signals))} - others
 
 
-def _require_little(network: Network) -> None:
+def require_little(network: Network) -> None:
+    """Raises Rejected where proved norms of all weights would take too long."""
     weights = [signal.weight.shape for signal in network.signals if isinstance(signal, Affine)]
     if sum(rows * columns * min(rows, columns) for rows, columns in weights) > MAX_PRODUCTS:
         raise Rejected(f"norms of these weights need more than {MAX_PRODUCTS} products, which is more than are accepted")

@@ -14,6 +14,9 @@ is positive semidefinite as a quadratic form in dx and the dz on the subspace of
 holds in l2. For linf each output has a form of its own, with sum_k share_k (S_in dx)_k^2 in the first place and one square
 (S_out dy)_i^2: it holds where the shares are not negative and their sum is at most bound^2. The file supplies the bound,
 lambda and the shares; slopes, weights and scales come from the graph.
+
+``windows``, for large networks in l2: signals at which nothing goes around cut the network into parts, each with a bound and
+evidence of its own between weighted norms at its ends, and the product of their bounds is at most the bound.
 """
 
 from __future__ import annotations
@@ -43,13 +46,15 @@ from lipctrl.certificates.checker.graph import Graph
 from lipctrl.certificates.checker.increments import Unrolled, multiplier_form, scaled_output, unroll
 from lipctrl.certificates.checker.intervals import Array, UnsafeArithmetic
 from lipctrl.certificates.checker.network import Network, read_network
-from lipctrl.certificates.checker.products import absolute_product, norm_product
+from lipctrl.certificates.checker.products import absolute_product, norm_product, require_little, scaled
 from lipctrl.certificates.checker.slopes import enclose
 from lipctrl.certificates.checker.verdict import Rejected, Verdict, verified
+from lipctrl.certificates.checker.windows import window
 
 KIND = "lipschitz-bound"
 MAX_ROW_WORK = 5e12  #: rows of matrices to the third, in all
 MAX_BALL_ROWS = 64  #: matrices that are judged in balls
+MAX_WINDOWS = 256  #: parts of one network
 NORMS = {"l2": "the Euclidean norm", "linf": "the maximum norm"}  #: by their names in claims
 
 
@@ -135,9 +140,42 @@ def prove_network(network: Network, norm: str, scale_in: Array, scale_out: Array
     elif norm == "linf" and method == "multipliers":
         fields(evidence, ("method", "rows"), "evidence")
         _Multipliers(network, scale_in, scale_out, bound).prove_maximum(evidence["rows"])
+    elif norm == "l2" and method == "windows":
+        fields(evidence, ("method", "windows"), "evidence")
+        _prove_windows(network, scale_in, scale_out, bound, evidence["windows"])
     else:
         number_free = "norm-product" if norm == "l2" else "absolute-product"
         raise Rejected(f"evidence: expected method {number_free!r} or 'multipliers' for the norm {norm!r}")
+
+
+def _prove_windows(network: Network, scale_in: Array, scale_out: Array, bound: float, filed: object) -> None:
+    """The product of the windows' bounds, rounded up: |S_k dz_k| <= bound_k |S_(k-1) dz_(k-1)| from each cut to the next."""
+    if not isinstance(filed, list) or not 2 <= len(filed) <= MAX_WINDOWS:
+        raise Rejected(f"windows must be a list with 2 to {MAX_WINDOWS} entries")
+    require_little(network)
+    first, product, work, scale = 0, 1.0, 0.0, scale_in
+    for index, entry in enumerate(filed):
+        table = fields(entry, ("last", "scale", "bound", "evidence"), "window")
+        inner, last, at_end = table["evidence"], table["last"], index == len(filed) - 1
+        if not isinstance(inner, dict) or inner.get("method") == "windows":
+            raise Rejected("a window has evidence without windows inside")
+        if not isinstance(last, int) or isinstance(last, bool) or (last == network.output) != at_end:
+            raise Rejected("'last' must be a signal's index, and the network's output for the last window alone")
+        part = window(network, first, last)
+        if (table["scale"] is None) != at_end:
+            raise Rejected("'scale' must be null at the last window alone")
+        leaving = scale_out if at_end else floats(table["scale"], part.outputs, "scale")
+        if not bool(np.all(leaving > 0) or at_end):
+            raise Rejected("a scale between windows is not positive")
+        work += float(sum(part.variables)) ** 3
+        if not work <= MAX_ROW_WORK:
+            raise Rejected("the matrices of these windows are more than are judged")
+        here, gain = float(floats([table["bound"]], 1, "bound")[0]), part.output_gain
+        prove_network(part, "l2", scale, np.where(gain == 1, leaving, scaled(leaving, gain)), here, inner)
+        product = math.nextafter(product * here, math.inf) if here else 0.0
+        first, scale = last, leaving
+    if not bound >= product:
+        raise Rejected(f"the product of the windows' bounds is {product!r}, which is not at most the bound {bound!r}")
 
 
 class _Multipliers:
