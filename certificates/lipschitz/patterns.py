@@ -49,19 +49,15 @@ def _ascend(layers: tuple[Hidden, ...], weights: list[Array], patterns: list[Arr
     """Improve one layer's pattern at a time along the current singular pair, until a sweep changes nothing."""
     value = 0.0
     for _ in range(sweeps):
-        for k, layer in enumerate(layers):
-            prefix = weights[0]
-            for pattern, weight in zip(patterns[:k], weights[1 : k + 1], strict=True):
-                prefix = weight @ _apply(pattern, prefix)
-            suffix = weights[-1]
-            for pattern, weight in zip(patterns[:k:-1], weights[-2:k:-1], strict=True):
-                suffix = _apply(pattern, suffix.T, transposed=True).T @ weight
-            left, _, right = np.linalg.svd(suffix @ _apply(patterns[k], prefix), full_matrices=False)
-            a, b = suffix.T @ left[:, 0], prefix @ right[0]
-            patterns[k] = _order(a, b, layer.group_size) if layer.group_size else np.where(a * b > 0, layer.high, layer.low)
+        suffixes = [weights[-1]]  # what follows each layer's pattern, the last layer first
+        for pattern, weight in zip(patterns[:0:-1], weights[-2:0:-1], strict=True):
+            suffixes.append(_apply(pattern, suffixes[-1].T, transposed=True).T @ weight)
         product = weights[0]
-        for pattern, weight in zip(patterns, weights[1:], strict=True):
-            product = weight @ _apply(pattern, product)
+        for k, (layer, suffix) in enumerate(zip(layers, reversed(suffixes), strict=False)):
+            left, _, right = np.linalg.svd(suffix @ _apply(patterns[k], product), full_matrices=False)
+            a, b = suffix.T @ left[:, 0], product @ right[0]
+            patterns[k] = _order(a, b, layer.group_size) if layer.group_size else np.where(a * b > 0, layer.high, layer.low)
+            product = weights[k + 1] @ _apply(patterns[k], product)
         norm = float(np.linalg.norm(product, 2))
         if norm <= value * (1 + 1e-9):
             return max(norm, value)
