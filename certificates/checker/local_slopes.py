@@ -78,11 +78,12 @@ def local_slopes(graph: Graph, cells: Cells, remembered: Remembered | None = Non
     in the first one. Raises GraphError for ``group_sort``: write sorts as absolute values first.
     """
     algebra = LocalAlgebra(cells, remembered)
-    output = algebra.run(graph, _seeds(cells), ())
+    output = algebra.run(graph, entering(cells), ())
     return LocalSlopes(output, algebra.nodes)
 
 
-def _seeds(cells: Cells) -> Local:
+def entering(cells: Cells) -> Local:
+    """The inputs of a graph on cells; those that vary are the coordinates of the affine forms."""
     batch, n = cells.low.shape
     count = len(cells.free)
     centre, _ = Interval(cells.low, cells.high).centre_radius()

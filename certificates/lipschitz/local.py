@@ -1,0 +1,167 @@
+"""Lipschitz bounds on boxes and balls: branch and bound, then the checker's code judges the whole tree."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lipctrl.certificates.checker.graph import Graph, GraphError, graph_from_json, graph_to_json, rational_to_text
+from lipctrl.certificates.checker.verdict import Rejected
+from lipctrl.certificates.checker.verifiers.lipschitz_bound import rounded_up
+from lipctrl.certificates.checker.verifiers.local_lipschitz import MAX_LEAVES, PROPERTY, Problem, prove_local, read_problem
+from lipctrl.certificates.lipschitz.certify import HasGraph
+from lipctrl.certificates.lipschitz.local_search import Search, tree_of
+from lipctrl.certificates.lipschitz.local_witness import WitnessSearch
+from lipctrl.certificates.lipschitz.records import LipschitzCertificate, LowerBound, UpperBound
+from lipctrl.core.errors import InputError, LipctrlError
+from lipctrl.core.progress import Progress, no_progress
+from lipctrl.core.rationals import rational, rationals
+
+MARGIN = 1e-9  #: relative, between the bound that was found and the one that is claimed
+_SIZES = (1.0, 1 + 1e-7, 1 + 1e-5, 1 + 1e-3)  #: of the claimed bound, should the checker refuse a smaller one
+
+
+@dataclass(frozen=True)
+class Budget:
+    """When a search ends: seconds, cells, or a bound within ``tolerance`` (relative) of the lower bound."""
+
+    seconds: float
+    cells: int
+    tolerance: float
+
+
+def certify_local_lipschitz(
+    network: Graph | HasGraph,
+    norm: str = "l2",
+    *,
+    low: Any = None,
+    high: Any = None,
+    centre: Any = None,
+    radius: Any = None,
+    input_scale: Any = None,
+    output_scale: Any = None,
+    budget: Budget = Budget(10.0, 100_000, 1e-3),
+    seed: int = 0,
+    progress: Progress = no_progress,
+) -> LipschitzCertificate:
+    """Bound the Lipschitz constant of a network on a box or a ball from above, with proof, and from below, with a witness.
+
+    The domain is the box ``low <= x <= high`` or the ball ``|S_in (x - centre)| <= radius``, in exact numbers and in the units of
+    the network's own input; an input with low = high does not move. ``norm`` is ``"l2"`` or ``"linf"``, scales are those of
+    :func:`certify_lipschitz`. Cells are split and bounded until the budget is spent or the bounds meet; Ctrl-C ends the search
+    with what it has. What comes back was accepted by the checker's code on the graph read back from its file form.
+
+    Raises InputError where the network or an argument does not fit, LipctrlError where nothing could be proved.
+    """
+    given = network if isinstance(network, Graph) else network.graph
+    given = given if isinstance(given, Graph) else given()
+    graph = graph_from_json(graph_to_json(given), given.tensors)
+    claim = _claim(graph, norm, _domain(graph, low, high, centre, radius), input_scale, output_scale)
+    try:
+        problem, _ = read_problem(graph, {**claim, "bound": "0"})
+        if not problem.work().cells_at_once:
+            raise InputError("this network is too large for local bounds")
+        return _Certifier(graph, claim, problem, budget, seed, progress).run()
+    except (Rejected, GraphError) as error:
+        raise InputError(f"this network cannot be bounded on this domain: {error}") from error
+
+
+def _domain(graph: Graph, low: Any, high: Any, centre: Any, radius: Any) -> dict[str, Any]:
+    """The domain as a claim holds it. Raises InputError."""
+    if len(graph.input_sizes) != 1 or len(graph.outputs) != 1:
+        raise InputError(f"the network has inputs {list(graph.input_sizes)} and outputs {list(graph.outputs)}, expected one of each")
+    (size,) = graph.input_sizes.values()
+    box, ball = (low is not None, high is not None), (centre is not None, radius is not None)
+    if box == (True, True) and not any(ball):
+        ends = rationals(low, size, "low"), rationals(high, size, "high")
+        for index, (a, b) in enumerate(zip(*ends, strict=True)):
+            if not a <= b:
+                raise InputError(f"low[{index}] is {a} and high[{index}] is {b}, expected low <= high")
+        return {name: [rational_to_text(v) for v in end] for name, end in zip(("low", "high"), ends, strict=True)}
+    if ball == (True, True) and not any(box):
+        reach = rational(radius, "radius")
+        if not reach >= 0:
+            raise InputError(f"radius is {radius!r}, expected a number that is not negative")
+        return {"centre": [rational_to_text(v) for v in rationals(centre, size, "centre")], "radius": rational_to_text(reach)}
+    raise InputError("the domain needs low and high (a box), or centre and radius (a ball)")
+
+
+def _claim(graph: Graph, norm: str, domain: dict[str, Any], input_scale: Any, output_scale: Any) -> dict[str, Any]:
+    if norm not in ("l2", "linf"):
+        raise InputError(f"norm is {norm!r}, expected 'l2' or 'linf'")
+    (size,), (outputs,) = graph.input_sizes.values(), graph.output_sizes.values()
+    claim: dict[str, Any] = {"property": PROPERTY, "norm": norm, "domain": domain}
+    for name, values, length in (("input_scale", input_scale, size), ("output_scale", output_scale, outputs)):
+        exact = None if values is None else rationals(values, length, name)
+        if exact is not None and not all(v > 0 for v in exact):
+            raise InputError(f"{name} is {values!r}, expected positive numbers")
+        claim[name] = None if exact is None else [rational_to_text(v) for v in exact]
+    return claim
+
+
+class _Certifier:
+    """One run: witness, search, witness again, proof."""
+
+    def __init__(self, graph: Graph, claim: dict[str, Any], problem: Problem, budget: Budget, seed: int, progress: Progress) -> None:
+        self.graph, self.claim, self.problem, self.budget, self.progress = graph, claim, problem, budget, progress
+        scales = problem.scale_in, problem.scale_out
+        self.witnesses = WitnessSearch(graph, problem.domain, problem.norm, *scales, seed)
+        self.lower: LowerBound | None = None
+
+    def run(self) -> LipschitzCertificate:
+        """Search, then prove."""
+        if not len(self.problem.domain.free):
+            return LipschitzCertificate(self.graph, self._proved(0.0, [None], []), None, None)
+        search = Search(self.problem)
+        root = search.start()
+        try:
+            self._improve(None)
+            self._search(search)
+            self._improve(search.worst(64))
+        except KeyboardInterrupt:
+            pass
+        upper = search.upper
+        if not math.isfinite(upper):
+            raise LipctrlError("no bound on this domain could be proved: values or slopes there are not finite")
+        for size in _SIZES:
+            bound = upper * (1 + MARGIN) * size
+            try:
+                proved = self._proved(bound, *tree_of(root, bound))
+            except Rejected:
+                continue
+            self.progress(1.0, f"upper bound {rounded_up(bound)}", proved)
+            return LipschitzCertificate(self.graph, proved, self.lower, None)
+        raise LipctrlError("the checker did not accept the bound that the search found on this domain")
+
+    @property
+    def _least(self) -> float:
+        return 0.0 if self.lower is None else self.lower.value
+
+    def _search(self, search: Search) -> None:
+        begun = time.monotonic()
+        enough = self._least * (1 + self.budget.tolerance)
+        while search.heap and search.upper > enough and search.cells < min(self.budget.cells, MAX_LEAVES):
+            spent = (time.monotonic() - begun) / self.budget.seconds
+            if spent >= 1:
+                break
+            self.progress(0.1 + 0.8 * spent, f"bound {search.upper:.6g} on {search.cells} cells (not yet proved)", None)
+            before = search.upper
+            search.step(enough)
+            if search.exhausted and search.upper == before:
+                break
+
+    def _improve(self, starts: np.ndarray | None) -> None:
+        found = self.witnesses.search(starts)
+        if found is not None and found.value > self._least:
+            self.lower = found
+
+    def _proved(self, bound: float, tree: list[Any], proofs: list[dict[str, Any]]) -> UpperBound:
+        """The bound as a record. Raises Rejected where the checker's code does not accept it."""
+        claim = {**self.claim, "bound": float(bound).hex()}
+        evidence = {"method": "cells", "tree": tree, "proofs": proofs}
+        prove_local(self.graph, claim, evidence)
+        return UpperBound(float(bound), "cells", claim, evidence)

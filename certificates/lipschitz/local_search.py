@@ -1,0 +1,224 @@
+"""Branch and bound over the cells of a domain, for local Lipschitz bounds. Nothing here is trusted."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import numpy as np
+
+from lipctrl.certificates.checker.domain import halves
+from lipctrl.certificates.checker.enclosure import Enclosed, Scalar
+from lipctrl.certificates.checker.intervals import Array, Interval
+from lipctrl.certificates.checker.jacobian import careful_gain, quick_gains, row_gains
+from lipctrl.certificates.checker.local_slopes import Cells, Local, LocalAlgebra, LocalSlopes, entering
+from lipctrl.certificates.checker.network import Network
+from lipctrl.certificates.checker.verifiers.local_lipschitz import MAX_PROOFS, Problem
+from lipctrl.certificates.lipschitz.local_multipliers import bound_cell
+
+MAX_ORDER = 700  #: variables beyond which no multipliers are sought on a cell
+CELL_TOLERANCE = 5e-3  #: of multipliers on a cell, in the square of the bound
+SLICE = 0.1  #: seconds, as estimated, between two decisions what to do
+SPLITS = 64  #: cells that are split at once
+
+
+@dataclass(eq=False)
+class Node:
+    """A box of the search tree. ``own`` is the best bound proved on it, ``effective`` also counts those of the boxes around."""
+
+    low: Array
+    high: Array
+    axis: int
+    own: float
+    effective: float
+    depth: int = 0
+    proof: dict[str, Any] | None = None
+    matrix: Interval | None = None  #: while only quick gains are known
+    tried: bool = False
+    children: tuple[Node, Node] | None = None
+
+
+class _Blaming(LocalAlgebra):
+    """Also says which inputs make slopes uncertain: ``blame`` (k, B) is width of slopes times movement, summed over the units."""
+
+    def __init__(self, cells: Cells, problem: Problem) -> None:
+        super().__init__(cells, problem.remembered)
+        self.blame: Array = np.zeros((len(cells.free), len(cells.low)))
+
+    def _scalar(self, x: Enclosed, function: Scalar, quotients: Scalar) -> Local:
+        result = super()._scalar(x, function, quotients)
+        slopes, linear = self.nodes.get(self._place), cast(Local, x).linear
+        if slopes is not None and linear is not None:
+            self.blame = self.blame + ((slopes.high - slopes.low) * linear.magnitude * self._radius).sum(-1)
+        return result
+
+
+@dataclass
+class Search:
+    """Branch and bound on one problem."""
+
+    problem: Problem
+    heap: list[tuple[float, float, int, Node]] = field(default_factory=list)
+    cells: int = 0
+    proofs: int = 0
+    counter: Any = field(default_factory=itertools.count)
+    rates: list[float | None] = field(default_factory=lambda: [None, None])  #: log bound a second, by splitting and by multipliers
+    slices: int = 0
+    exhausted: bool = False  #: nothing is left to try on the worst cell
+
+    def start(self) -> Node:
+        """The root, with the best bound that it allows by itself."""
+        low, high = self.problem.domain.box()
+        (root,) = self._evaluated([(low, high, 0, math.inf)])
+        self._push(root)
+        return root
+
+    @property
+    def upper(self) -> float:
+        """The bound on the whole domain so far."""
+        return -self.heap[0][0] if self.heap else 0.0
+
+    def worst(self, count: int) -> Array:
+        """Middles of the boxes with the greatest bounds, (count, n)."""
+        nodes = [entry[-1] for entry in heapq.nsmallest(count, self.heap)]
+        return np.array([0.5 * node.low + 0.5 * node.high for node in nodes])
+
+    def _push(self, node: Node) -> None:
+        heapq.heappush(self.heap, (-node.effective, -node.own, next(self.counter), node))
+
+    def _analysed(self, low: Array, high: Array) -> tuple[LocalSlopes, Array, Array]:
+        cells, empty = self.problem.domain.cells(low, high)
+        with np.errstate(all="ignore"):
+            algebra = _Blaming(cells, self.problem)
+            output = algebra.run(self.problem.graph, entering(cells), ())
+        return LocalSlopes(output, algebra.nodes), empty, algebra.blame
+
+    def _evaluated(self, boxes: Sequence[tuple[Array, Array, int, float]]) -> list[Node]:
+        """New nodes for boxes (low, high, depth, bound of the box around)."""
+        nodes: list[Node] = []
+        at_once = max(1, self.problem.work().cells_at_once)
+        free = self.problem.domain.free
+        for start in range(0, len(boxes), at_once):
+            part = boxes[start : start + at_once]
+            found, empty, blame = self._analysed(np.stack([b[0] for b in part]), np.stack([b[1] for b in part]))
+            with np.errstate(all="ignore"):
+                matrices = self.problem.matrices(found, len(part))
+                gains = (quick_gains if self.problem.norm == "l2" else row_gains)(matrices)
+            gains = np.where(empty, 0.0, np.where(np.isnan(gains), np.inf, gains))
+            careful = self.problem.norm == "l2" and min(matrices.low.shape[1:]) > 1
+            for i, (low, high, depth, around) in enumerate(part):
+                axis = self._axis(low, high, np.broadcast_to(blame, (len(free), len(part)))[:, i])
+                own = float(gains[i])
+                matrix = Interval(matrices.low[i].copy(), matrices.high[i].copy()) if careful else None
+                nodes.append(Node(low, high, axis, own, min(own, around), depth, matrix=matrix))
+        self.cells += len(boxes)
+        return nodes
+
+    def _axis(self, low: Array, high: Array, blame: Array) -> int:
+        free = self.problem.domain.free
+        middle = 0.5 * low[free] + 0.5 * high[free]
+        can = (low[free] < middle) & (middle < high[free])
+        score = np.where(can & np.isfinite(blame), blame, np.where(can, 0.0, -1.0))
+        if not score.max(initial=-1.0) > 0:  # nothing to blame: the widest
+            score = np.where(can, high[free] - low[free], -1.0)
+        best = int(np.argmax(score))
+        return int(free[best]) if score[best] >= 0 else -1
+
+    def split(self, nodes: list[Node]) -> None:
+        """Replace nodes by their halves. Nodes that cannot be split stay."""
+        boxes, owners = [], []
+        for node in nodes:
+            if node.axis < 0 or node.depth >= 150:
+                self._push(node)
+                continue
+            threshold = 0.5 * float(node.low[node.axis]) + 0.5 * float(node.high[node.axis])
+            owners.append(node)
+            boxes += [(*half, node.depth + 1, node.effective) for half in halves(node.low, node.high, node.axis, threshold)]
+        fresh = self._evaluated(boxes) if boxes else []
+        for node, left, right in zip(owners, fresh[::2], fresh[1::2], strict=True):
+            node.children = left, right
+            self._push(left)
+            self._push(right)
+
+    def pop(self) -> Node:
+        """The node with the greatest bound, its gain computed with care."""
+        while True:
+            node = heapq.heappop(self.heap)[-1]
+            if node.matrix is None:
+                return node
+            node.own = min(node.own, careful_gain(node.matrix))
+            node.matrix = None
+            node.effective = min(node.effective, node.own)
+            self._push(node)
+
+    def step(self, lower: float) -> None:
+        """A slice of the work that has lowered the bound fastest so far; every fourth slice tries the other kind."""
+        known = [kind for kind in (0, 1) if self.rates[kind] is not None]
+        kind = 1 - known[0] if len(known) == 1 else int(self.rates[1] > self.rates[0]) if known else 1  # type: ignore[operator]
+        self.slices += 1
+        if len(known) == 2 and self.slices % 4 == 0:
+            kind = 1 - kind
+        before, spent = self.upper, 0.0
+        while spent < SLICE and self.heap and self.upper > lower:
+            spent += self.careful() if kind else self.plain()
+        gain = math.log(before / self.upper) if 0 < self.upper < math.inf and before < math.inf else math.inf
+        self.rates[kind] = gain / spent if spent else 0.0
+
+    def plain(self) -> float:
+        """Split the worst cells. Returns the seconds that this takes, as estimated."""
+        work = self.problem.work()
+        each = 3e-8 * (2 * work.cell + 2 * work.batch // SPLITS)
+        count = max(1, min(SPLITS, int(SLICE / each)))
+        self.split([self.pop() for _ in range(min(count, len(self.heap)))])
+        return count * each
+
+    def careful(self, tolerance: float = CELL_TOLERANCE) -> float:
+        """Seek multipliers on the worst cell that has none, splitting it where it has. Returns the estimated seconds."""
+        node = self.pop()
+        if node.tried:
+            if not node.axis < 0:
+                self.split([node])
+                return SLICE / 10
+            self._push(node)
+            self.exhausted = True
+            return math.inf
+        node.tried = True
+        found, empty = self.problem.slopes(node.low[None], node.high[None])
+        spent = 0.01
+        if not empty[0]:
+            network = self.problem.network(found, 0)
+            spent += self._multiplied(node, network, tolerance)
+        self._push(node)
+        return spent
+
+    def _multiplied(self, node: Node, network: Network, tolerance: float) -> float:
+        order = sum(network.variables)
+        if order > MAX_ORDER or self.proofs >= MAX_PROOFS:
+            return 0.0
+        bound = bound_cell(self.problem, network, tolerance)
+        if bound is not None and bound.value < node.own:
+            node.own, node.proof, node.matrix = bound.value, bound.proof, None
+            node.effective = min(node.effective, node.own)
+            self.proofs += 1
+        return 0.03 + 4e-7 * order**3
+
+
+def tree_of(root: Node, upper: float) -> tuple[list[Any], list[dict[str, Any]]]:
+    """The smallest split tree whose leaves all have bounds of at most ``upper``, in preorder, and its proofs."""
+    tree: list[Any] = []
+    proofs: list[dict[str, Any]] = []
+    stack = [root]
+    while stack:
+        node = stack.pop()
+        if node.own <= upper or node.children is None:
+            tree.append(None if node.proof is None else len(proofs))
+            proofs += [] if node.proof is None else [node.proof]
+        else:
+            left, right = node.children
+            tree.append([node.axis, float(left.high[node.axis]).hex()])
+            stack += [right, left]
+    return tree, proofs
