@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import gc
 import importlib.abc
 import importlib.machinery
 import importlib.util
@@ -38,12 +39,12 @@ TESTS = {  # the nearest tests first: they notice most mutants in a second
     "closed_loop.py": ["checker_cells", "checker_counterexample", "stability"],
     "command.py": ["checker_command"],
     "definite.py": ["definite", "lipschitz_chain"],
-    "enclosure.py": ["checker_enclosure", "checker_cells", "checker_attacks", "evaluations"],
+    "enclosure.py": ["checker_slopes", "checker_enclosure", "checker_cells", "checker_attacks", "evaluations"],
     "exact.py": ["checker_arithmetic", "checker_cells", "evaluations"],
     "graph.py": ["checker_bundle", "checker_arithmetic", "recording", "evaluations"],
     "intervals.py": ["checker_intervals", "checker_enclosure"],
     "kinds.py": ["checker_bundle", "checker_command", "checker_attacks"],
-    "rounding.py": ["checker_enclosure", "checker_cells"],
+    "rounding.py": ["checker_rounding", "checker_enclosure", "checker_cells"],
     "verdict.py": ["checker_verdict", "checker_bundle"],
     "work.py": ["checker_attacks", "checker_bundle", "checker_enclosure", "stability"],
     "writing.py": ["checker_bundle", "checker_command"],
@@ -71,6 +72,7 @@ class Mutant:
     """One change: where it is, the line it changes, what it does."""
 
     file: str
+    number: int
     function: str
     line: int
     code: str
@@ -196,14 +198,14 @@ def mutate(file: str, source: str, number: int) -> tuple[Mutant, ast.Module] | N
     if not mutator.change:
         return None
     code = source.splitlines()[mutator.line - 1].strip()
-    return Mutant(file, mutator.function, mutator.line, code, mutator.change), ast.fix_missing_locations(tree)
+    return Mutant(file, number, mutator.function, mutator.line, code, mutator.change), ast.fix_missing_locations(tree)
 
 
-def mutants_of(file: str) -> Iterator[tuple[Mutant, ast.Module]]:
+def mutants_of(file: str) -> Iterator[Mutant]:
     """All mutants of a file of the checker, in order."""
     source, number = (ROOT / CHECKER / file).read_text(), 0
     while (made := mutate(file, source, number)) is not None:
-        yield made
+        yield made[0]
         number += 1
 
 
@@ -226,7 +228,7 @@ class _MutantFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         exec(self.code, module.__dict__)  # noqa: S102
 
 
-def _start(mutant: Mutant, tree: ast.Module, tests: Sequence[str], timeout: int) -> int:
+def _start(mutant: Mutant, tests: Sequence[str], timeout: int) -> int:
     """Fork a process that imports the mutant and runs the tests until one fails; its exit status is 0 if none did."""
     child = os.fork()
     if child:
@@ -237,6 +239,8 @@ def _start(mutant: Mutant, tree: ast.Module, tests: Sequence[str], timeout: int)
         os.setpgid(0, 0)
         resource.setrlimit(resource.RLIMIT_CPU, (timeout, timeout))
         os.environ["HYPOTHESIS_PROFILE"] = "mutation"
+        made = mutate(mutant.file, (ROOT / CHECKER / mutant.file).read_text(), mutant.number)
+        tree = made[1] if made is not None else ast.Module([], [])
         module = "lipctrl." + ".".join((CHECKER / mutant.file).with_suffix("").parts)
         sys.meta_path.insert(0, _MutantFinder(module, ROOT / CHECKER / mutant.file, tree))
         null = os.open(os.devnull, os.O_WRONLY)
@@ -250,14 +254,14 @@ def _start(mutant: Mutant, tree: ast.Module, tests: Sequence[str], timeout: int)
         os._exit(1)
 
 
-def survivors_of(work: Sequence[tuple[Mutant, ast.Module]], jobs: int, timeout: int) -> Iterator[Mutant]:
+def survivors_of(work: Sequence[Mutant], jobs: int, timeout: int) -> Iterator[Mutant]:
     """The mutants on which every test passes, ``jobs`` processes at a time; a hang (seconds of processor time) counts as noticed."""
     waiting, running = list(reversed(work)), dict[int, tuple[Mutant, float]]()
     while waiting or running:
         while waiting and len(running) < jobs:
-            mutant, tree = waiting.pop()
+            mutant = waiting.pop()
             tests = [f"tests/test_{name}.py" for name in TESTS[mutant.file]]
-            running[_start(mutant, tree, tests, timeout)] = (mutant, time.monotonic() + 20 * timeout)
+            running[_start(mutant, tests, timeout)] = (mutant, time.monotonic() + 20 * timeout)
         for child, (mutant, deadline) in list(running.items()):
             done, status = os.waitpid(child, os.WNOHANG)
             if not done and time.monotonic() < deadline:
@@ -304,13 +308,15 @@ def main() -> int:
     sys.path.insert(0, str(ROOT))
     for heavy in ("numpy", "flint", "scipy.optimize", "scipy.stats", "safetensors.numpy", "hypothesis", "pytest", "torch", "casadi"):
         importlib.import_module(heavy)  # shared by all children; nothing of lipctrl is imported here
+    gc.collect()
+    gc.freeze()  # so that the children share these pages
     known, unexplained = explained(ROOT / EXPLANATIONS), 0
     wanted = explained(options.only) if options.only else None
     files = [str(path.resolve().relative_to(ROOT / CHECKER)) for path in options.files] or list(TESTS)
     for file in files:
         started, work = time.monotonic(), list(mutants_of(file))
         if wanted is not None:
-            work = [job for job in work if job[0].key in wanted]
+            work = [mutant for mutant in work if mutant.key in wanted]
         if options.limit:
             work = work[:: max(1, len(work) // options.limit)]
         survivors = []
