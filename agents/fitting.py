@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lipctrl.agents.training import TrainingOptions
+from lipctrl.core.errors import LipctrlError
 from lipctrl.core.rationals import floats
 from lipctrl.nn import LipschitzPolicy
 
@@ -87,7 +88,10 @@ class Fit:
         return self.step >= self.options.steps or 0 < self.options.patience <= self.stale
 
     def run(self, training: Samples, validation: Samples | None, after: Callable[[dict[str, Any]], None]) -> None:
-        """Go on until finished. ``after`` gets one record per evaluation, at a point where the state may be saved."""
+        """Go on until finished. ``after`` gets one record per evaluation, at a point where the state may be saved.
+
+        Raises LipctrlError where the loss is no longer finite.
+        """
         box = ActionBox.of(self.policy, training.actions.dtype)
         while not self.finished:
             losses: list[float] = []
@@ -97,6 +101,11 @@ class Fit:
             record: dict[str, Any] = {"step": self.step, "training_loss": float(np.mean(losses))}
             if validation is not None:
                 record["validation_loss"] = self._evaluate(validation, box)
+            if not all(map(math.isfinite, record.values())):
+                raise LipctrlError(
+                    f"training has diverged: its loss at step {self.step} is not finite, "
+                    "expected to learn with a smaller Lipschitz constant or learning rate"
+                )
             self._judge(record.get("validation_loss"))
             after(record)
         if self.options.patience > 0 and validation is not None:

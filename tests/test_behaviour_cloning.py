@@ -14,7 +14,7 @@ from lipctrl.agents import Demonstrations, Interface, TrainingOptions, collect, 
 from lipctrl.agents.behaviour_cloning import split
 from lipctrl.agents.fitting import ActionBox, Fit, Samples, one_sided_huber
 from lipctrl.agents.training import build_policy, one_thread
-from lipctrl.core.errors import InputError
+from lipctrl.core.errors import InputError, LipctrlError
 from lipctrl.core.policy import Policy
 from lipctrl.nn import ACTIVATIONS, LAYERS
 
@@ -105,6 +105,12 @@ def test_every_pair_that_fits_together_trains_and_proves_its_bound(demos, layer,
     before, after = (p.state_dict() for p in (untrained, result.policy))
     assert any(not torch.equal(before[name], after[name]) for name in before)
     assert 0 < result.policy.lipschitz() <= 1.5
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
+def test_a_training_that_diverges_says_so(demos):
+    with pytest.raises(LipctrlError, match="training has diverged: its loss at step 2 is not finite"):
+        train_behaviour_cloning(demos, 1e308, options=dataclasses.replace(SMALL, steps=2))
 
 
 def test_pairs_that_do_not_fit_are_refused_before_any_training():

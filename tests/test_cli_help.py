@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from lipctrl.cli import main
+from lipctrl.cli import doctor, main
 from lipctrl.cli.command import VERBS
 
 HEAVY = {"torch", "mujoco", "cvxpy", "casadi", "matplotlib", "scipy", "gymnasium", "minari", "h5py", "stable_baselines3"}
@@ -19,6 +19,21 @@ def test_help_imports_nothing_heavy(words):
     loaded = {name.split(".")[0] for name in json.loads(done.stdout.splitlines()[-1])}
     assert not loaded & HEAVY
     assert done.stderr == ""
+
+
+def test_the_doctor_starts_torch_in_a_process_of_its_own():
+    script = "import sys\nfrom lipctrl.cli import doctor\nprint(doctor._packages(), doctor._arithmetic(), doctor._threads())"
+    script += "\nassert 'torch' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert "torch uses" in done.stdout
+
+
+def test_the_doctor_survives_a_broken_torch(monkeypatch):
+    monkeypatch.setattr(doctor, "TORCH", "import os; os.abort()")
+    (finding,) = doctor._threads()
+    assert (finding.name, finding.works, finding.found) == ("torch runs", False, "exit code -6")
+    monkeypatch.setattr(doctor, "TORCH", "raise ImportError('libgomp.so.1 is missing')")
+    assert doctor._threads()[0].found == "ImportError: libgomp.so.1 is missing"
 
 
 def test_the_overview_lists_every_verb_and_the_exit_codes(capsys):

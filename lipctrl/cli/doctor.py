@@ -21,6 +21,7 @@ REQUIRED = (
 )
 EXTRAS = {"pettingzoo": "games", "highspy": "mip", "tensorboard": "log", "dask": "dask"}
 BACK_ENDS = {"egl": "libegl1", "osmesa": "libosmesa6"}  #: MuJoCo's, with the system package on Debian and Ubuntu
+TORCH = "import torch; print(torch.get_num_threads(), torch.cuda.is_available())"
 DRAW = "import mujoco as m; r = m.Renderer(m.MjModel.from_xml_string('<mujoco/>'), 8, 8); r.render()"
 
 
@@ -111,14 +112,17 @@ def _arithmetic() -> list[Finding]:
 
 
 def _threads() -> list[Finding]:
-    import torch
-
+    """What torch says, in a process of its own: a build that does not fit this machine may crash on import."""
+    done = subprocess.run([sys.executable, "-c", TORCH], capture_output=True, text=True, timeout=120, check=False)
+    if done.returncode != 0:
+        said = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        return [Finding("torch runs", False, said, "pip install --force-reinstall torch")]
+    threads, cuda = done.stdout.split()
     names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
     limits = ", ".join(f"{name}={os.environ[name]}" for name in names if name in os.environ)
-    accelerator = "CUDA" if torch.cuda.is_available() else "none, and none is needed"
     return [
-        Finding("threads", True, f"{os.cpu_count()} cores, torch uses {torch.get_num_threads()}" + (f", {limits}" if limits else "")),
-        Finding("accelerator", True, accelerator),
+        Finding("threads", True, f"{os.cpu_count()} cores, torch uses {threads}" + (f", {limits}" if limits else "")),
+        Finding("accelerator", True, "CUDA" if cuda == "True" else "none, and none is needed"),
     ]
 
 

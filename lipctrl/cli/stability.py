@@ -47,6 +47,8 @@ class Stability(Verb):
 
         if not 0 < self.budget_s < math.inf:
             raise InputError(f"the budget is {self.budget_s} s, expected a positive number of seconds")
+        if self.activation_ulp is not None and not 1 <= self.activation_ulp <= 1024:
+            raise InputError(f"--activation-ulp is {self.activation_ulp}, expected a whole number from 1 to 1024")
         if self.out is not None:
             refuse_other_content(self.out, "stability", {"algorithm": "stability"})
         with console.task("proving") as progress:
