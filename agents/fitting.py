@@ -29,7 +29,7 @@ class Samples:
 
     @classmethod
     def of(cls, observations: Array, actions: Array, dtype: torch.dtype) -> Samples:
-        """From arrays, in the dtype of the network."""
+        """From arrays (N, n) and (N, m), in the dtype of the network."""
         return cls(torch.as_tensor(observations, dtype=dtype), torch.as_tensor(actions, dtype=dtype))
 
     def __len__(self) -> int:
@@ -52,7 +52,7 @@ class ActionBox:
 
 
 def one_sided_huber(prediction: Tensor, label: Tensor, box: ActionBox, delta: float) -> Tensor:
-    """Mean Huber loss in units of half the action box, before the clip.
+    """Mean Huber loss (a scalar) of actions (N, m) before the clip, in units of half the action box.
 
     Where the label sits on an end of the box, an action beyond that end costs nothing: the actuator clips it anyway, and a policy
     of bounded slope needs the freedom to overshoot.

@@ -41,6 +41,7 @@ def stabilisation_floor(
 
     Entries may be Fractions (exact) or floats, taken as known up to ``uncertainty`` (absolute; default 1e-9 max(1, |entry|)):
     that det(I - A) < 0 must hold for all matrices in that range, so an integrator gives "not applicable" and never a number.
+    Raises InputError for shapes that do not fit together and entries that are not finite.
     """
     a, b = _balls(state_matrix, uncertainty), _balls(input_matrix, uncertainty)
     n = a.nrows()

@@ -30,7 +30,10 @@ def quadratic(q: Rationals, r: Rationals, state: Rationals, action: Rationals) -
 
 
 def ranges(table: Mapping[str, Range], what: str) -> tuple[tuple[Coordinate, ...], Rationals, Rationals]:
-    """Names, lower and upper ends of ``{name: (unit, bound)}`` or ``{name: (unit, low, high)}``."""
+    """Names, lower and upper ends of ``{name: (unit, bound)}`` or ``{name: (unit, low, high)}``.
+
+    Raises InputError, naming ``what`` and the coordinate, for anything else and for an empty box.
+    """
     entries: dict[str, Any] = dict(table)
     for name, entry in entries.items():
         fits = isinstance(entry, tuple | list) and len(entry) in (2, 3)
@@ -46,7 +49,7 @@ def ranges(table: Mapping[str, Range], what: str) -> tuple[tuple[Coordinate, ...
 
 
 def about(rest: Rationals, ranges: Sequence[Any]) -> tuple[Rationals, Rationals]:
-    """Lower and upper ends of half-widths about a point, or of pairs (low, high)."""
+    """Lower and upper ends of half-widths about a point, or of pairs (low, high). Raises InputError for another number of them."""
     if len(ranges) != len(rest):
         raise InputError(f"reset has {len(ranges)} entries, expected one for each of {len(rest)} state coordinates")
     low, high = [], []
@@ -66,7 +69,10 @@ def clipped(update: Equations, low: Rationals, high: Rationals) -> Equations:
 
 
 def sampled(equations: Equations, scheme: str, dt: Fraction, sizes: Mapping[str, int]) -> Equations:
-    """The update of a scheme; the user's equations run once, then only their graph is used."""
+    """The update of a scheme with the step ``dt`` in seconds; the user's equations run once, then only their graph is used.
+
+    Raises InputError for an unknown scheme, and for equations that do not fit the scheme or the state.
+    """
     if scheme not in SCHEMES:
         raise InputError(f"scheme is {scheme!r}, expected one of {', '.join(SCHEMES)}")
     graph = record(equations, sizes, "derivative", exact=True)

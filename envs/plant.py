@@ -205,7 +205,10 @@ class Plant:
         return {name: _single(compile_numpy(graph), output) for name, (graph, output) in graphs.items() if graph is not None}
 
     def step(self, state: Any, action: Any) -> np.ndarray:
-        """Next state (..., n), float64, of states (..., n) under actions (..., m), which the plant clips to their box."""
+        """Next state (..., n), float64, of states (..., n) under actions (..., m), which the plant clips to their box.
+
+        Raises InputError where the plant has no equations.
+        """
         if self.dynamics is None:
             raise InputError(f"plant {self.name!r} has no equations to step")
         return self.compiled["dynamics"](state=state, action=action)
@@ -251,7 +254,10 @@ class Plant:
         return generator.uniform(floats(self.reset_low), floats(self.reset_high), size)
 
     def linearise(self) -> tuple[np.ndarray, np.ndarray]:
-        """Jacobians A (n, n) and B (n, m) of the dynamics at the equilibrium, by exact differentiation in float64."""
+        """Jacobians A (n, n) and B (n, m) of the dynamics at the equilibrium, by exact differentiation in float64.
+
+        Raises InputError where the plant has no equations.
+        """
         if self.dynamics is None:
             raise InputError(f"plant {self.name!r} has no equations to linearise")
         from lipctrl.core.casadi_evaluation import casadi_function

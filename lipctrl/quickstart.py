@@ -176,7 +176,10 @@ def demonstrate(
 
 
 def choose_lipschitz(demonstrations: Demonstrations, margin: float = DEFAULTS.margin) -> float:
-    """The steepest slope between two samples and ``margin`` more, rounded up to two decimals (action per observation unit)."""
+    """The steepest slope between two samples and ``margin`` more, rounded up to two decimals (action per observation unit).
+
+    Raises InputError where that slope is zero or infinite.
+    """
     steepest: float = interpolation_constant(*demonstrations.samples())
     if not 0 < steepest < math.inf:
         raise InputError(

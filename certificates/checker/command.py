@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(certificates: Sequence[str], about: str | None = None, as_json: bool = False) -> int:
-    """Check these certificates, print what was found, and return the exit code."""
+    """Check these certificates, print what was found, and return the exit code; what is wrong goes to standard error."""
     start = time.perf_counter()
     missing = [path for path in certificates if not Path(path).exists()]
     try:

@@ -128,7 +128,10 @@ def _with_rest(loop: ClosedLoop) -> list[tuple[int, tuple[tuple[str, str], float
 
 
 def margin_map(ax: Axes, loop: ClosedLoop, *, axes: tuple[int, int] = (0, 1)) -> dict[str, Any]:
-    """How much V decreases in one step, 1 - V(y+)/V(y), sampled on a grid; the proof needs the stated rate inside the region."""
+    """How much V decreases in one step, 1 - V(y+)/V(y), sampled on a grid; the proof needs the stated rate inside the region.
+
+    Raises ValueError for a loop without a claimed region.
+    """
     if loop.region is None:
         raise ValueError("a margin map needs a claimed region, this loop has none")
     x, y, share = loop.decrease(axes)
@@ -154,7 +157,10 @@ def margin_map(ax: Axes, loop: ClosedLoop, *, axes: tuple[int, int] = (0, 1)) ->
 
 
 def learning_curve(ax: Axes, history: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Losses over gradient steps, on a logarithmic axis; rounds of DAgger follow each other, a rule marks each beginning."""
+    """Losses over gradient steps, on a logarithmic axis; rounds of DAgger follow each other, a rule marks each beginning.
+
+    Raises ValueError where no record of the history holds a step and a loss.
+    """
     rows = [row for row in history if "step" in row and "training_loss" in row]
     if not rows:
         raise ValueError("a learning curve needs records with step and training_loss, the history has none")
@@ -193,7 +199,10 @@ def learning_curve(ax: Axes, history: Sequence[Mapping[str, Any]]) -> dict[str, 
 
 
 def round_returns(ax: Axes, history: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Mean return of whoever acted in each round of DAgger: the expert in round 0, then the policy."""
+    """Mean return of whoever acted in each round of DAgger: the expert in round 0, then the policy.
+
+    Raises ValueError where no record of the history holds a return.
+    """
     rows = [(row["round"], row["mean_return"]) for row in history if "mean_return" in row]
     if not rows:
         raise ValueError("returns of rounds need records with round and mean_return, the history has none")
@@ -274,7 +283,7 @@ def policy_surface(
 def lipschitz_slopes(
     ax: Axes, slopes: Array, *, upper: float | None, lower: float | None = None, level: str = "proved", unit: str = ""
 ) -> dict[str, Any]:
-    """Sampled slopes, which are lower estimates only, beside the upper bound, whose ``level`` is written at its line."""
+    """Sampled slopes (N,), which are lower estimates only, beside the upper bound, whose ``level`` is written at its line."""
     ends = [value for value in (upper, lower, float(slopes.max())) if value is not None]
     right = 1.12 * max(ends)
     drawn: dict[str, Any] = {"slopes": ax.hist(slopes, bins=np.linspace(0, right, 60).tolist(), color=UNKNOWN.edge, alpha=0.75)}
