@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lipctrl.certificates.checker.bundle import read_certificate
-from lipctrl.certificates.checker.chain import read_chain
 from lipctrl.certificates.checker.graph import Graph, Node
 from lipctrl.certificates.checker.kinds import check
+from lipctrl.certificates.checker.network import read_network
 from lipctrl.certificates.lipschitz import certify_lipschitz, rounded_down, slope_between
 from lipctrl.certificates.lipschitz.newton import least_square, solve, start
 from lipctrl.certificates.lipschitz.patterns import pattern_floor
@@ -82,9 +82,9 @@ def test_known_optima(weights, optimum):
 def test_floors_and_witnesses_of_the_oracles():
     h = [FIRST, [[1, -1, 0], [2, 1, -1], [0, 1, 1]], [[1, -2, 1]]]
     ones = np.ones(2), np.ones(1)
-    assert pattern_floor(read_chain(network(h)), *ones) == pytest.approx(math.sqrt(153), rel=1e-9)
+    assert pattern_floor(read_network(network(h)), *ones) == pytest.approx(math.sqrt(153), rel=1e-9)
     j = [[[0, 2], [0, -2], [0, 1]], [[-2, 0, -1], [1, 1, -2], [-2, -2, 1]], [[-2, 2, 2]]]
-    assert pattern_floor(read_chain(network(j)), *ones) == pytest.approx(12, rel=1e-9)
+    assert pattern_floor(read_network(network(j)), *ones) == pytest.approx(12, rel=1e-9)
     g = certify_lipschitz(network([FIRST, [[1, -1, 2]]], biases=[[10, 10, 10], [0]]))
     assert g.lower.value == pytest.approx(math.sqrt(37), rel=1e-9) and g.lower.value <= math.sqrt(37) <= g.upper.value
     a = certify_lipschitz(network([[[1], [1]], [[1, -1]]], biases=[[0, -10], [0]]))
@@ -191,7 +191,7 @@ def test_upper_bounds_are_above_everything_found(seed, depth, op, scale):
 
 def test_every_iterate_is_feasible_and_the_start_is_strict():
     weights = he_weights(4, 12, 9, 3)
-    chain = read_chain(network(weights))
+    chain = read_network(network(weights))
     system = build_system(chain, np.ones(4), np.ones(3))
     values = start(system)
     square = least_square(system, values)
@@ -205,7 +205,7 @@ def test_every_iterate_is_feasible_and_the_start_is_strict():
 
 
 def test_an_interrupt_keeps_the_best_so_far():
-    chain = read_chain(network(he_weights(4, 12, 9, 3)))
+    chain = read_network(network(he_weights(4, 12, 9, 3)))
     system = build_system(chain, np.ones(4), np.ones(3))
 
     def interrupt(value, gap):
@@ -217,11 +217,11 @@ def test_an_interrupt_keeps_the_best_so_far():
 
 
 def test_multipliers_go_to_the_file_and_back():
-    chain = read_chain(network(he_weights(3, 7, 5, 2), "group_sort", group_size=3))
+    chain = read_network(network(he_weights(3, 7, 5, 2), "group_sort", group_size=3))
     system = build_system(chain, np.ones(3), np.ones(2))
     values = np.arange(1.0, 5.0)
     filed = system.filed(values)
-    assert [len(v) for v in filed] == [layer.multipliers for layer in chain.hidden] == [3, 2]
+    assert [len(v) for v in filed] == [layer.multipliers for layer in chain.layers] == [3, 2]
     assert np.count_nonzero(filed[0]) == 2  # the leftover group of one needs no multiplier
     assert np.allclose(system.normalised(filed), values)
 
@@ -244,7 +244,7 @@ def test_known_multipliers_are_used_and_checked():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"norm": "linf"}, "norm is 'linf'"),
+        ({"norm": "l1"}, "norm is 'l1', expected one of l2, linf"),
         ({"input_scale": [1]}, "input_scale has 1 numbers, expected 2"),
         ({"output_scale": 0}, "output_scale is 0, expected positive"),
     ],

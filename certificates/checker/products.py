@@ -66,7 +66,7 @@ def _largest(signal: Signal, values: list[Array], scale_in: Array) -> Array:
         case Sort():
             before, size = values[signal.operand], signal.group_size
             result = np.repeat(np.maximum.reduceat(before, np.arange(0, signal.size, size)), size)[: signal.size]
-    return result
+    return np.asarray(result)
 
 
 def scaled(factors: Array, values: Array) -> Array:

@@ -30,6 +30,7 @@ def window(network: Network, first: int, last: int) -> Network:
 def _moved(signal: Signal, first: int) -> Signal:
     """The signal with its operands counted from signal ``first``."""
     moved: Signal
+    operands: tuple[int, ...]
     match signal:
         case Affine() | Activation() | Sort() | Selection():
             moved, operands = replace(signal, operand=signal.operand - first), (signal.operand,)

@@ -18,7 +18,7 @@ import numpy as np
 from lipctrl.certificates.checker.chain import Chain, Hidden
 from lipctrl.certificates.checker.intervals import Array
 from lipctrl.certificates.lipschitz.newton import solve
-from lipctrl.certificates.lipschitz.system import System, build_system
+from lipctrl.certificates.lipschitz.system import System, build_system, network_of
 
 MARGIN = 1e-6  #: relative, what multipliers in closed form stay below the edge where the matrix would be singular
 
@@ -97,7 +97,7 @@ def _newton_stage(gram: Array, layers: tuple[Hidden, ...], weights: list[Array],
     hidden = [Hidden(weight, h.low, h.high, h.group_size) for h, weight in zip(layers, [root, *weights[:-1]], strict=True)]
     ones = np.ones(root.shape[1]), np.ones(len(weights[-1]))
     stage = Chain(ones[0], tuple(hidden), weights[-1], ones[1])
-    system = build_system(stage, *ones)
+    system = build_system(network_of(stage), *ones)
     found = solve(system, tolerance)
     square = found.square * system.scale**2
     return square * _output_gram(system, found.square, found.values), [values / square for values in system.filed(found.values)]
@@ -118,7 +118,7 @@ def _fast_stage(gram: Array, layer: Hidden, weight: Array) -> tuple[Array, list[
         factor = (1 - MARGIN) / edge
         return weight @ weight.T / factor, [np.full(layer.multipliers, factor)]
     middle, product = (layer.low + layer.high) / 2, layer.low * layer.high
-    trials = [(1 - MARGIN) / (edge * max(2 * float((middle**2).max()), float(np.abs(product).max()), 1e-9))]
+    trials = [1 / (edge * max(2 * float((middle**2).max()), (1 + MARGIN) * float(np.abs(product).max()), 1e-9))]
     if product.any():
         trials += [trials[0] * 2.0**k for k in range(-8, 4) if k]
     best, storage = -math.inf, None

@@ -1,12 +1,14 @@
-"""The best multipliers: minimise t (rho^2 + PENALTY sum lambda) - log det M(rho^2, lambda) by Newton steps while t grows.
+"""The best multipliers: minimise t (sum q + PENALTY sum lambda) - log det M(q, lambda) by Newton steps while t grows.
 
-Every iterate keeps M positive definite, so every iterate is a candidate certificate; variables / t bounds how far rho^2 is
-from the optimum at a centred point. Multipliers need no barrier of their own: M > 0 implies that they are positive.
+q are the shares of the inputs: one number rho^2 for all, or one for each. Every iterate keeps M positive definite, so every
+iterate is a candidate certificate; variables / t bounds how far sum q is from the optimum at a centred point. Shares and
+multipliers need no barrier of their own: M > 0 implies that they are positive.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,12 +24,23 @@ PENALTY = 1e-12  #: on multipliers: those of units that are constant would grow 
 
 @dataclass(frozen=True)
 class Multipliers:
-    """``square`` is rho^2 of the normalised system, ``gap`` what it may exceed the optimum by (numerical), ``steps`` Newton steps."""
+    """``shares`` q and multipliers ``values`` of the normalised system, ``gap`` what sum q may exceed the optimum by (numerical),
+    ``steps`` Newton steps."""
 
-    square: float
+    shares: Array
     values: Array
     gap: float
     steps: int
+
+    @property
+    def square(self) -> float:
+        """rho^2: the sum of the shares."""
+        return float(self.shares.sum())
+
+    @property
+    def relative_gap(self) -> float | None:
+        """The gap of rho, relative; ``None`` where nothing is known of it."""
+        return self.gap / (2 * self.square) if math.isfinite(self.gap) else None
 
 
 def solve(system: System, tolerance: float = 1e-6, report: Callable[[float, float], None] | None = None) -> Multipliers:
@@ -54,7 +67,15 @@ def solve(system: System, tolerance: float = 1e-6, report: Callable[[float, floa
                     t *= 4.0
     except KeyboardInterrupt:
         pass
-    return Multipliers(point.square, point.values, system.size / t, steps)
+    return Multipliers(point.shares, point.values, system.size / t, steps)
+
+
+def mixtures(system: System, found: Multipliers) -> Iterator[tuple[Array, Array]]:
+    """Shares and multipliers to try on the checker: those found, then with ever more of a point deep inside the feasible set."""
+    inside = start(system)
+    shares = 2 * least_shares(system, inside)
+    for weight in (0.0, *(10.0**-digits for digits in range(12, 1, -1))):
+        yield (1 - weight) * found.shares + weight * shares, (1 - weight) * found.values + weight * inside
 
 
 def start(system: System) -> Array:
@@ -68,48 +89,67 @@ def start(system: System) -> Array:
 
 
 def least_square(system: System, values: Array) -> float:
-    """The smallest rho^2 that these multipliers prove, by a Schur complement. Raises LinAlgError where they prove none."""
-    return max(_greatest_need(system, values, slice(0, system.inputs)), 1e-300)
+    """A small rho^2 that these multipliers prove, the smallest where shares are equal. Raises LinAlgError where they prove none."""
+    return float(least_shares(system, values).sum())
+
+
+def least_shares(system: System, values: Array) -> Array:
+    """The shares of :func:`least_square`, from a Schur complement C: its greatest eigenvalue, or the row sums of |C|."""
+    schur = _schur(system, values, slice(0, system.inputs))
+    if not system.separate:
+        return np.asarray(np.maximum(np.linalg.eigvalsh(schur)[-1:], 1e-300))
+    sums: Array = np.abs(schur).sum(axis=1)
+    return np.asarray(np.maximum(sums, 1e-9 * float(sums.max()) + 1e-300))
 
 
 @dataclass(frozen=True)
 class _Point:
     """A feasible point with the Cholesky factor of its matrix (lower, in the order of LAPACK) and the logarithm of its determinant."""
 
-    square: float
+    shares: Array
     values: Array
     factor: Array
     log_det: float
 
+    @property
+    def square(self) -> float:
+        return float(self.shares.sum())
 
-def _point(system: System, square: float, values: Array) -> _Point | None:
+
+def _point(system: System, shares: Array, values: Array) -> _Point | None:
     """The point, if it is strictly feasible in floats."""
-    factor, info = _factor(system.matrix(square, values))
-    return None if info else _Point(square, values, factor, 2 * float(np.log(np.diagonal(factor)).sum()))
+    factor, info = _factor(system.matrix(shares, values))
+    return None if info else _Point(shares, values, factor, 2 * float(np.log(np.diagonal(factor)).sum()))
 
 
 def _feasible(system: System, values: Array) -> _Point:
-    """With a rho^2 that is strictly feasible in floats: near the least, which rounding hides where a network is almost constant."""
-    square = 1.5 * least_square(system, values)
-    while square < 1e6:
-        point = _point(system, square, values)
+    """With shares that are strictly feasible in floats: near the least, which rounding hides where a network is almost constant."""
+    shares = 1.5 * least_shares(system, values)
+    while float(shares.max()) < 1e6:
+        point = _point(system, shares, values)
         if point is not None:
             return point
-        square = max(100 * square, 1e-18)
+        shares = np.maximum(100 * shares, 1e-18)
     raise np.linalg.LinAlgError("no feasible start")
 
 
 def _greatest_need(system: System, values: Array, block: slice) -> float:
     """The least value that added to the diagonal of ``block`` keeps M(0, values), from there on, positive semidefinite."""
+    schur = _schur(system, values, block)
+    return float(np.linalg.eigvalsh(schur)[-1]) if len(schur) else 0.0
+
+
+def _schur(system: System, values: Array, block: slice) -> Array:
+    """What added to ``block`` makes M(0, values), from there on, positive semidefinite and singular."""
     matrix = system.matrix(0.0, values)
     later = matrix[block.stop :, block.stop :]
     coupling = matrix[block.stop :, block]
-    schur = -matrix[block, block]
+    schur: Array = -matrix[block, block]
     if len(later):
         factor = np.linalg.cholesky(later)
         half = lapack.dtrtrs(factor, coupling, lower=1)[0]
         schur = schur + half.T @ half
-    return float(np.linalg.eigvalsh(schur)[-1]) if len(schur) else 0.0
+    return schur
 
 
 def _step(system: System, point: _Point, t: float) -> tuple[_Point, float]:
@@ -133,10 +173,11 @@ def _search(system: System, point: _Point, t: float, direction: Array, decrement
     Over the reals the length 1 / (1 + sqrt(decrement)) always stays feasible and decreases it.
     """
     safe = 1 / (1 + np.sqrt(decrement))
-    cost = float(direction[0] + PENALTY * direction[1:].sum())
+    k = system.shares
+    cost = float(direction[:k].sum() + PENALTY * direction[k:].sum())
     length = 1.0
     while length > 1e-6 * safe:
-        after = _point(system, point.square + length * direction[0], point.values + length * direction[1:])
+        after = _point(system, point.shares + length * direction[:k], point.values + length * direction[k:])
         if after is not None and (length <= safe or t * length * cost - after.log_det + point.log_det <= -0.1 * length * decrement):
             return after
         length *= 0.5
@@ -150,28 +191,35 @@ def _factor(matrix: Array) -> tuple[Array, int]:
 
 
 def _derivatives(system: System, point: _Point, t: float) -> tuple[Array, Array]:
-    """Gradient and Hessian of t cost - log det M in (rho^2, lambda)."""
-    n, count = system.inputs, len(point.values)
+    """Gradient and Hessian of t cost - log det M in (q, lambda)."""
+    n, k, count = system.inputs, system.shares, len(point.values)
     inverse = lapack.dpotri(point.factor, lower=1)[0].T
     inverse = inverse + inverse.T
     inverse[np.arange(system.size), np.arange(system.size)] /= 2
     slopes, mixed, curvature = _products(system, inverse)
     input_block = inverse[:n, :n]
-    gradient, hessian = np.empty(count + 1), np.empty((count + 1, count + 1))
-    gradient[0] = t - np.trace(input_block)
-    hessian[0, 0] = np.sum(input_block**2)
-    gradient[1:] = t * PENALTY - np.bincount(system.member, slopes, minlength=count)
-    hessian[0, 1:] = hessian[1:, 0] = np.bincount(system.member, mixed, minlength=count)
+    gradient, hessian = np.empty(k + count), np.empty((k + count, k + count))
+    if system.separate:
+        gradient[:k] = t - np.diagonal(input_block)
+        hessian[:k, :k] = input_block**2
+    else:
+        gradient[0] = t - np.trace(input_block)
+        hessian[0, 0] = np.sum(input_block**2)
+        mixed = mixed.sum(axis=1, keepdims=True)
+    gradient[k:] = t * PENALTY - np.bincount(system.member, slopes, minlength=count)
     if count == len(system.member):
-        hessian[1:, 1:] = curvature
+        hessian[k:, :k] = mixed
+        hessian[k:, k:] = curvature
     else:
         gather = (system.member[None, :] == np.arange(count)[:, None]).astype(np.float64)
-        hessian[1:, 1:] = gather @ curvature @ gather.T
+        hessian[k:, :k] = gather @ mixed
+        hessian[k:, k:] = gather @ curvature @ gather.T
+    hessian[:k, k:] = hessian[k:, :k].T
     return gradient, hessian
 
 
 def _products(system: System, inverse: Array) -> tuple[Array, Array, Array]:
-    """With p_j = e_j - low_j w_j and q_j = e_j - high_j w_j: p_j^T P q_j, (P p_j)_0 . (P q_j)_0, and half of
+    """With p_j = e_j - low_j w_j and q_j = e_j - high_j w_j: p_j^T P q_j, (P p_j)_0 * (P q_j)_0 by inputs, and half of
     (p_i^T P p_j)(q_i^T P q_j) + (p_i^T P q_j)(q_i^T P p_j).
     """
     n, low, high = system.inputs, system.low[:, None], system.high[:, None]
@@ -193,7 +241,7 @@ def _products(system: System, inverse: Array) -> tuple[Array, Array, Array]:
     qq *= pp
     qq += left * left.T
     qq *= 0.5
-    mixed = np.einsum("ji,ji->j", inner - low * rows[:, :n], inner - high * rows[:, :n])
+    mixed = (inner - low * rows[:, :n]) * (inner - high * rows[:, :n])
     return slopes, mixed, qq
 
 

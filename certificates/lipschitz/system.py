@@ -1,31 +1,38 @@
 """The quadratic form of the checker's ``lipschitz-bound``, as the search sees it: in floats, normalised, its pieces at hand.
 
-Scales are folded into the weights and every layer is divided by its norm, so that the unknown bound is at most about 1.
-Sorted groups are rotated: their sum passes through linearly and is eliminated, what remains has slopes in [-1, 1] and one
-multiplier for each group. Nothing here is trusted; multipliers go back to the checker's form by :meth:`System.filed`.
+Variables are divided by bounds of what they can be, scales are folded in, and the output is divided by a bound of its own, so
+that the unknown bound is at most about 1. Sorted groups are rotated: their sum passes through linearly and is eliminated, what
+remains has slopes in [-1, 1] and one multiplier for each group. Nothing here is trusted; multipliers go back to the checker's
+form by :meth:`System.filed`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
 
 from lipctrl.certificates.checker.chain import Chain
+from lipctrl.certificates.checker.increments import Linear, unroll
 from lipctrl.certificates.checker.intervals import Array
+from lipctrl.certificates.checker.network import Activation, Affine, Input, Layer, Network, Signal, Sort
 
 LEAST_WIDTH = 1e-9  #: slopes of units that are (almost) linear are widened to this, or their multipliers would grow for ever
 
 
 @dataclass(frozen=True)
 class System:
-    """M(rho^2, lambda) = rho^2 E0 E0^T - Y^T Y + sum_j lambda_m(j) (e_j - low_j w_j)(e_j - high_j w_j)^T, symmetrised.
+    """M(q, lambda) = E0 diag(q) E0^T - Y^T Y + sum_j lambda_m(j) (e_j - low_j w_j)(e_j - high_j w_j)^T, symmetrised.
 
     Variables are the input (``inputs`` of them), then the units, layer by layer. ``rows`` (units, variables) holds the w_j,
     ``output`` is Y (n_out, variables), ``member`` (units,) says which multiplier m(j) a unit has. ``layers`` are the
-    variables of each hidden layer, ``places`` its multipliers: indices among all multipliers, with -1 where the checker's
-    form has one that is free (a leftover group of one). ``norms`` were divided out of the weights.
+    variables of each layer, ``places`` its multipliers: indices among all multipliers, with -1 where the checker's
+    form has one that is free (a leftover group of one). A bound of the network is ``scale`` times that of the system, and its
+    multipliers ``factors[k]`` times those of the system in layer k. The shares q of the inputs are all equal, rho^2 (l2), or
+    ``separate`` (linf): their sum is sought.
     """
 
     inputs: int
@@ -36,7 +43,9 @@ class System:
     member: Array
     layers: tuple[slice, ...]
     places: tuple[Array, ...]
-    norms: Array
+    scale: float
+    factors: Array
+    separate: bool = False
 
     @property
     def size(self) -> int:
@@ -44,15 +53,15 @@ class System:
         return int(self.rows.shape[1])
 
     @property
-    def scale(self) -> float:
-        """A bound of the network is this times the bound of the system."""
-        return float(np.prod(self.norms))
+    def shares(self) -> int:
+        """How many unknown shares there are."""
+        return self.inputs if self.separate else 1
 
-    def matrix(self, square: float, multipliers: Array) -> Array:
-        """M(square, multipliers), (variables, variables)."""
+    def matrix(self, shares: Array | float, multipliers: Array) -> Array:
+        """M(shares, multipliers), (variables, variables)."""
         n, own = self.inputs, multipliers[self.member]
         matrix: Array = -self.output.T @ self.output
-        diagonal = np.concatenate([np.full(n, square), own])
+        diagonal = np.concatenate([np.broadcast_to(shares, n), own])
         matrix[np.arange(self.size), np.arange(self.size)] += diagonal
         half = (0.5 * own * (self.low + self.high))[:, None] * self.rows
         matrix[n:, :] -= half
@@ -64,86 +73,121 @@ class System:
         return matrix
 
     def filed(self, multipliers: Array) -> list[Array]:
-        """The multipliers of each hidden layer in the checker's form: the normalisation taken back."""
+        """The multipliers of each layer in the checker's form: the normalisation taken back."""
         padded = np.append(multipliers, 0.0)
-        return [padded[place] * factor for place, factor in zip(self.places, self._factors(), strict=True)]
+        return [padded[place] * factor for place, factor in zip(self.places, self.factors, strict=True)]
 
-    def normalised(self, filed: list[Array]) -> Array:
+    def filed_as_texts(self, multipliers: Array) -> list[list[str]]:
+        """:meth:`filed` as a certificate holds them."""
+        return [[float(v).hex() for v in values] for values in self.filed(multipliers)]
+
+    def normalised(self, filed: Sequence[Array]) -> Array:
         """The inverse of :meth:`filed`."""
         multipliers = np.zeros(int(self.member.max(initial=-1)) + 1)
-        for values, place, factor in zip(filed, self.places, self._factors(), strict=True):
+        for values, place, factor in zip(filed, self.places, self.factors, strict=True):
             multipliers[place[place >= 0]] = values[place >= 0] / factor
         return multipliers
 
-    def _factors(self) -> Array:
-        """What the multipliers of each hidden layer are in the network's own units, relative to here."""
-        factors: Array = np.array([np.prod(self.norms[k:]) ** 2 for k in range(1, len(self.norms))])
-        return factors
+    def of_output(self, row: int, scale: float) -> System:
+        """The system of one output alone, for the l-infinity norm; ``scale`` bounds it, relative to this one's output."""
+        ratio = scale**2
+        return replace(
+            self, output=self.output[row : row + 1] / scale, scale=self.scale * scale, factors=self.factors * ratio, separate=True
+        )
 
 
-def build_system(chain: Chain, scale_in: Array, scale_out: Array) -> System:
-    """The system of a chain none of whose layers is zero."""
-    weights = folded_weights(chain, scale_in, scale_out)
-    gains = [*(float(layer.gain.max()) for layer in chain.hidden), 1.0]
-    norms = np.array([float(np.linalg.norm(weight, 2)) * gain for weight, gain in zip(weights, gains, strict=True)])
-    units = [layer.variables for layer in chain.hidden]
-    ends = np.cumsum([len(scale_in), *units])
-    entering = np.eye(len(scale_in), int(ends[-1]))  # the values that enter a layer, as rows over all variables
-    rows: list[Array] = []
-    low: list[Array] = []
-    high: list[Array] = []
-    member: list[Array] = []
-    places: list[Array] = []
-    count = 0  # multipliers so far
-    for k, layer in enumerate(chain.hidden):
-        value = weights[k] / norms[k] @ entering
-        own = np.eye(units[k], int(ends[-1]), ends[k])
-        if layer.group_size:
-            sums, rest, group = _rotation(len(value), layer.group_size)
-            rows.append(rest @ value)
-            entering = sums.T @ (sums @ value) + rest.T @ own
-            low.append(-np.ones(units[k]))
-            high.append(np.ones(units[k]))
-        else:
-            rows.append(value)
-            entering, group = own, np.arange(units[k])
-            wider = np.maximum(0.0, LEAST_WIDTH * layer.gain - (layer.high - layer.low)) / 2
-            low.append(layer.low - wider)
-            high.append(layer.high + wider)
-        member.append(group + count)
-        kept = len(set(group.tolist()))
-        places.append(np.append(np.arange(kept) + count, np.full(layer.multipliers - kept, -1)))
-        count += kept
+def build_system(network: Network, scale_in: Array, scale_out: Array) -> System:
+    """The system of a network form, for l2."""
+    unrolled = unroll(network, floats, orthonormal)
+    ends = np.cumsum([0, *unrolled.sizes])
+    size = np.ones(int(ends[-1]))  # of the variables: what they are divided by
+    size[: ends[1]] = 1 / scale_in
+    parts: list[_Units] = []
+    factors: list[float] = []
+    count = 0
+    for index, layer in enumerate(network.layers):
+        reads = layer.size if isinstance(layer, Sort) else layer.multipliers
+        entering, basis = _dense(unrolled.entering[index], reads, ends), unrolled.bases[index]
+        units = _units(layer, entering if basis is None else basis.T @ entering, count)
+        bound = _bound(units, size, ends)
+        size[ends[index + 1] : ends[index + 2]] = bound
+        parts.append(replace(units, rows=units.rows * size / bound))
+        factors.append(1 / bound**2)
+        count += int((units.place >= 0).sum())
+    output = scale_out[:, None] * _dense(unrolled.output, network.outputs, ends) * size
+    scale = float(np.linalg.norm(output, 2)) or 1.0
     return System(
-        inputs=len(scale_in),
-        rows=np.vstack(rows) if rows else np.zeros((0, len(scale_in))),
-        output=weights[-1] / norms[-1] @ entering,
-        low=np.concatenate([*low, []]),
-        high=np.concatenate([*high, []]),
-        member=np.concatenate([*member, []]).astype(np.int64),
-        layers=tuple(slice(int(a), int(b)) for a, b in pairwise(ends)),
-        places=tuple(places),
-        norms=norms,
+        inputs=network.inputs,
+        rows=np.vstack([np.zeros((0, len(size))), *(units.rows for units in parts)]),
+        output=output / scale,
+        low=np.concatenate([*(units.low for units in parts), []]),
+        high=np.concatenate([*(units.high for units in parts), []]),
+        member=np.concatenate([*(units.member for units in parts), []]).astype(np.int64),
+        layers=tuple(slice(int(a), int(b)) for a, b in pairwise(ends[1:])),
+        places=tuple(units.place for units in parts),
+        scale=scale,
+        factors=np.array(factors) * scale**2,
     )
 
 
-def folded_weights(chain: Chain, scale_in: Array, scale_out: Array) -> list[Array]:
-    """All weights, the scales of the norms multiplied into the first and the last, rounded."""
-    weights = [*(layer.weight for layer in chain.hidden), chain.weight]
-    weights[-1] = scale_out[:, None] * weights[-1]
-    weights[0] = weights[0] / scale_in
-    return weights
+@dataclass(frozen=True)
+class _Units:
+    rows: Array
+    low: Array
+    high: Array
+    member: Array
+    place: Array
 
 
-def _rotation(size: int, group_size: int) -> tuple[Array, Array, Array]:
-    """Orthonormal rows: normalised sums of the groups, the rest of each group, and the group of each of the latter."""
-    sums, rest, group = [], [], []
-    for index, start in enumerate(range(0, size, group_size)):
-        width = min(group_size, size - start)
-        basis = np.linalg.qr(np.column_stack([np.ones(width), np.eye(width)[:, : width - 1]]))[0].T
-        rows = np.zeros((width, size))
-        rows[:, start : start + width] = basis
-        sums.append(rows[:1])
-        rest.append(rows[1:])
-        group += [index] * (width - 1)
-    return np.vstack(sums), np.vstack(rest), np.array(group, dtype=np.int64)
+def _units(layer: Layer, rows: Array, count: int) -> _Units:
+    """The units of a layer, whose multipliers begin at number ``count``."""
+    if isinstance(layer, Sort):
+        widths = [min(layer.group_size, layer.size - begin) for begin in range(0, layer.size, layer.group_size)]
+        kept = sum(width > 1 for width in widths)
+        place = np.append(np.arange(kept) + count, np.full(layer.multipliers - kept, -1))
+        ones = np.ones(len(rows))
+        return _Units(rows, -ones, ones, np.repeat(np.arange(len(widths)), np.array(widths) - 1) + count, place)
+    low, high, place = layer.low[layer.free], layer.high[layer.free], np.arange(len(layer.free)) + count
+    gain = np.maximum(np.abs(low), np.abs(high))
+    wider = np.maximum(0.0, LEAST_WIDTH * gain - (high - low)) / 2
+    return _Units(rows, low - wider, high + wider, place, place)
+
+
+def _bound(units: _Units, size: Array, ends: Array) -> float:
+    """A bound of the increments of a layer in terms of those of the variables before; 1 where it is 0."""
+    gain = float(np.maximum(np.abs(units.low), np.abs(units.high)).max(initial=0.0))
+    rows = units.rows * size
+    norms = [float(np.linalg.norm(rows[:, a:b], 2)) for a, b in pairwise(ends) if rows[:, a:b].any()]
+    return gain * math.hypot(*norms) or 1.0
+
+
+def _dense(form: Linear, rows: int, ends: Array) -> Array:
+    """A linear form as one matrix (rows, variables)."""
+    matrix = np.zeros((rows, int(ends[-1])))
+    for block, part in form.items():
+        matrix[:, ends[block] : ends[block + 1]] = part
+    return matrix
+
+
+def floats(values: Array) -> Array:
+    """Plain float64 arithmetic for increments."""
+    return np.array(values, dtype=np.float64)
+
+
+def orthonormal(width: int) -> Array:
+    """Orthonormal columns, orthogonal to the sum: (width, width - 1)."""
+    basis: Array = np.linalg.qr(np.column_stack([np.ones(width), np.eye(width)[:, : width - 1]]))[0]
+    return basis[:, 1:]
+
+
+def network_of(chain: Chain) -> Network:
+    """A chain as a network form."""
+    signals: list[Signal] = [Input(chain.inputs)]
+    for hidden in chain.hidden:
+        signals.append(Affine(len(signals) - 1, hidden.weight))
+        if hidden.group_size:
+            signals.append(Sort(len(signals) - 1, len(hidden.weight), hidden.group_size))
+        else:
+            signals.append(Activation(len(signals) - 1, hidden.low, hidden.high))
+    signals.append(Affine(len(signals) - 1, chain.weight))
+    return Network(tuple(signals), len(signals) - 1, chain.input_gain, chain.output_gain)

@@ -20,11 +20,11 @@ MAX_EVALUATIONS = 60_000  #: rows that the search evaluates in all
 STEP = 2.0**-14  #: length of difference steps, relative to the spread of the points
 
 
-def find_witness(graph: Graph, input_scale: Vector, output_scale: Vector, seed: int = 0) -> LowerBound:
+def find_witness(graph: Graph, input_scale: Vector, output_scale: Vector, seed: int = 0, norm: str = "l2") -> LowerBound:
     """The steepest pair of points that a local search over difference quotients finds, as a rigorous lower bound.
 
-    The scales weight the norms: |S_out (f(x) - f(y))| / |S_in (x - y)|. The search starts from Gaussian points of widths
-    1/100 to 100 in scaled coordinates and is repeatable under ``seed``.
+    The scales weight the norm (``"l2"`` or ``"linf"``): |S_out (f(x) - f(y))| / |S_in (x - y)|. The search starts from Gaussian
+    points of widths 1/100 to 100 in scaled coordinates and is repeatable under ``seed``.
     """
     generator = np.random.default_rng(seed)
     scale_in, scale_out = (np.array([float(s) for s in scale]) for scale in (input_scale, output_scale))
@@ -42,7 +42,7 @@ def find_witness(graph: Graph, input_scale: Vector, output_scale: Vector, seed: 
     points = generator.standard_normal((count, size)) * widths[:, None]
     best_slope, best = -1.0, (points[0], points[0] + STEP)
     for round_ in range(8):
-        slopes, pairs = _steepest(function, points, widths)
+        slopes, pairs = _steepest(function, points, widths, norm)
         order = np.argsort(-slopes)
         if slopes[order[0]] > best_slope:
             best_slope, best = float(slopes[order[0]]), (points[order[0]], pairs[order[0]])
@@ -51,10 +51,10 @@ def find_witness(graph: Graph, input_scale: Vector, output_scale: Vector, seed: 
         points = points[chosen] + generator.standard_normal((count, size)) * widths[chosen, None] * 0.5**round_
         widths = widths[chosen]
     x, y = (tuple(Fraction(float(v)) / s for v, s in zip(point, input_scale, strict=True)) for point in best)
-    return LowerBound(slope_between(graph, x, y, input_scale, output_scale), x, y)
+    return LowerBound(slope_between(graph, x, y, input_scale, output_scale, norm), x, y)
 
 
-def _steepest(function: Callable[[Array], Array], points: Array, widths: Array) -> tuple[Array, Array]:
+def _steepest(function: Callable[[Array], Array], points: Array, widths: Array, norm: str) -> tuple[Array, Array]:
     """For each point (count, n): its steepest direction by forward differences, as the slope to a second point, and that point."""
     count, size = points.shape
     step = STEP * widths
@@ -63,20 +63,34 @@ def _steepest(function: Callable[[Array], Array], points: Array, widths: Array) 
     with np.errstate(all="ignore"):
         jacobian = (shifted - here[:, None, :]) / step[:, None, None]  # transposed: (count, inputs, outputs)
     jacobian[~np.isfinite(jacobian).all(axis=(1, 2))] = 0  # overflow: any direction will do
-    direction = np.linalg.svd(jacobian, full_matrices=False)[0][:, :, 0]
+    if norm == "l2":
+        order, direction = 2.0, np.linalg.svd(jacobian, full_matrices=False)[0][:, :, 0]
+    else:
+        order, row = np.inf, np.abs(jacobian).sum(axis=1).argmax(axis=1)
+        direction = np.where(np.take_along_axis(jacobian, row[:, None, None], axis=2)[:, :, 0] < 0, -1.0, 1.0)
     second = points + step[:, None] * direction
     with np.errstate(all="ignore"):
-        slopes = np.linalg.norm(function(second) - here, axis=1) / np.linalg.norm(second - points, axis=1)
+        slopes = np.linalg.norm(function(second) - here, order, axis=1) / np.linalg.norm(second - points, order, axis=1)
     return np.where(np.isfinite(slopes), slopes, -1.0), second
 
 
-def slope_between(graph: Graph, x: Vector, y: Vector, input_scale: Vector, output_scale: Vector) -> float:
+def slope_between(graph: Graph, x: Vector, y: Vector, input_scale: Vector, output_scale: Vector, norm: str = "l2") -> float:
     """|S_out (f(x) - f(y))| / |S_in (x - y)| in ball arithmetic, its lower end rounded down; 0 where nothing is known."""
     ((name, _),) = graph.input_sizes.items()
     (output,) = graph.outputs
     with ctx.workprec(PRECISION):
         values = [evaluate_balls(graph, {name: [ball(v) for v in point]})[output] for point in (x, y)]
-        rise = sum((((a - b) * ball(s)) ** 2 for a, b, s in zip(*values, output_scale, strict=True)), arb(0)).sqrt()
-        run = sum((((ball(a) - ball(b)) * ball(s)) ** 2 for a, b, s in zip(x, y, input_scale, strict=True)), arb(0)).sqrt()
-        low = float(from_balls([rise / run]).low[0])
+        rises = [(a - b) * ball(s) for a, b, s in zip(*values, output_scale, strict=True)]
+        runs = [(ball(a) - ball(b)) * ball(s) for a, b, s in zip(x, y, input_scale, strict=True)]
+        low = float(from_balls([_length(rises, norm) / _length(runs, norm)]).low[0])
     return max(low, 0.0) if np.isfinite(low) else 0.0
+
+
+def _length(values: list[arb], norm: str) -> arb:
+    """The norm of a vector of balls."""
+    if norm == "l2":
+        return sum((value**2 for value in values), arb(0)).sqrt()
+    longest = abs(values[0])
+    for value in values[1:]:
+        longest = longest.max(abs(value))
+    return longest
