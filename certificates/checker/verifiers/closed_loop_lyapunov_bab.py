@@ -79,8 +79,6 @@ def verify(certificate: Certificate) -> Verdict:
 
 def read(certificate: Certificate) -> tuple[Loop, Claim, Mapping[str, Any]]:
     """The parts of the certificate, each of its own form. Raises Rejected."""
-    if certificate.arithmetic not in PROPERTIES:
-        raise Rejected(f"arithmetic {certificate.arithmetic!r} is not one of {sorted(PROPERTIES)}")
     exact, deployed = certificate.claim.get("property") == "exponentially_stable", certificate.arithmetic == "float32"
     extra_keys = ("local_rate",) if exact else ("ball", "reached_level", *(("activation_ulp",) if deployed else ()))
     table = fields(certificate.claim, ("property", "region", "decrease_rate", "volume", *extra_keys), "claim")
@@ -390,7 +388,8 @@ def _volume_of_cells(claim: Claim, cells: list[tuple[Array, Array]]) -> Fraction
             rest = (lowest <= claim.rho) & ~within
             count += int(rest.sum())
             if count <= VOLUME_CELLS:
-                crossed += _halves(low[rest], high[rest], radius[rest] * np.abs(centre[rest] @ claim.P))
+                spread = radius * (2 * np.abs(centre @ claim.P) + radius @ np.abs(claim.P))  # how much V varies along each axis
+                crossed += _halves(low[rest], high[rest], spread[rest])
         if not 0 < count <= VOLUME_CELLS:
             break
         cells = [(np.concatenate([low for low, _ in crossed]), np.concatenate([high for _, high in crossed]))]
