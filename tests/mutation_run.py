@@ -31,26 +31,25 @@ ROOT = Path(__file__).resolve().parent.parent
 CHECKER = Path("certificates/checker")
 EXPLANATIONS = Path("docs/mutation-run.md")
 
-TESTS = {  # the nearest tests first: they notice most mutants in a second
-    "balls.py": ["checker_arithmetic", "checker_enclosure", "definite", "evaluations"],
-    "bundle.py": ["checker_bundle", "checker_attacks", "checker_command"],
-    "cells.py": ["checker_cells", "checker_attacks", "stability"],
-    "chain.py": ["lipschitz_chain", "lipschitz_bound", "lipschitz_attacks"],
+TESTS = {  # tests made for the file, which take seconds
+    "balls.py": ["checker_arithmetic", "checker_enclosure"],
+    "bundle.py": ["checker_bundle", "checker_attacks"],
+    "cells.py": ["checker_cells", "checker_attacks"],
     "closed_loop.py": ["checker_cells", "checker_counterexample", "stability"],
     "command.py": ["checker_command"],
-    "definite.py": ["definite", "lipschitz_chain"],
-    "enclosure.py": ["checker_slopes", "checker_enclosure", "checker_cells", "checker_attacks", "evaluations"],
-    "exact.py": ["checker_arithmetic", "checker_cells", "evaluations"],
-    "graph.py": ["checker_bundle", "checker_arithmetic", "recording", "evaluations"],
-    "intervals.py": ["checker_intervals", "checker_enclosure"],
+    "definite.py": ["definite"],
+    "enclosure.py": ["checker_enclosure", "checker_cells"],
+    "exact.py": ["checker_arithmetic", "checker_cells"],
+    "graph.py": ["checker_bundle", "checker_arithmetic", "recording"],
+    "intervals.py": ["checker_intervals"],
     "kinds.py": ["checker_bundle", "checker_command", "checker_attacks"],
-    "rounding.py": ["checker_rounding", "checker_enclosure", "checker_cells"],
+    "rounding.py": ["checker_rounding", "checker_cells"],
     "verdict.py": ["checker_verdict", "checker_bundle"],
-    "work.py": ["checker_attacks", "checker_bundle", "checker_enclosure", "stability"],
+    "work.py": ["checker_attacks", "checker_bundle", "stability"],
     "writing.py": ["checker_bundle", "checker_command"],
     "verifiers/closed_loop_lyapunov_bab.py": ["checker_cells", "checker_attacks", "stability"],
     "verifiers/counterexample.py": ["checker_counterexample", "checker_attacks"],
-    "verifiers/lipschitz_bound.py": ["lipschitz_bound", "lipschitz_attacks", "checker_attacks"],
+    "verifiers/lipschitz_bound.py": ["lipschitz_bound", "lipschitz_network", "lipschitz_attacks", "checker_attacks"],
 }
 
 COMPARISONS: dict[type[ast.cmpop], type[ast.cmpop]] = {
@@ -154,7 +153,23 @@ class _Mutator(ast.NodeTransformer):
             return ast.copy_location(ast.Constant(node.value + 1), node)
         return node
 
+    def visit_Assign(self, node: ast.Assign) -> ast.AST:
+        if not self.scope and isinstance(node.targets[0], ast.Name) and node.targets[0].id.startswith("MAX_"):
+            return node  # a limit of work: one more or less proves nothing else
+        self.generic_visit(node)
+        return node
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        if isinstance(node.func, ast.Name) and node.func.id == "len" and isinstance(node.args[0], ast.Attribute):
+            node.args[0].value = self.visit(node.args[0].value)  # both ends of an interval have the same length
+            return node
+        self.generic_visit(node)
+        return node
+
     def visit_Attribute(self, node: ast.Attribute) -> ast.AST:
+        if node.attr in ("shape", "ndim", "dtype", "size") and isinstance(node.value, ast.Attribute):
+            node.value.value = self.visit(node.value.value)  # and the same shape
+            return node
         self.generic_visit(node)
         if node.attr in NAMES and self._hit(node, f".{node.attr} -> .{NAMES[node.attr]} in {ast.unparse(node)[:80]}"):
             node.attr = NAMES[node.attr]
