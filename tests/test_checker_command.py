@@ -168,6 +168,8 @@ def test_about_compares_digests(tmp_path, folder, monkeypatch):
     assert check(counterexample(tmp_path / "p", "lipschitz", {}, gain([-0.5])), about="gym-pendulum").reason.startswith(
         "the certificate is about"
     )
+    assert check(folder, about=resolve_about(same)).status == "verified"
+    assert "about another policy" in check(folder, about=resolve_about(other)).reason
     for about in ("nothing", "", tmp_path):
         with pytest.raises(ValueError, match="neither a policy folder nor a shipped plant: gym-pendulum, van-der-pol"):
             resolve_about(about)
@@ -199,6 +201,27 @@ def test_a_verified_counterexample_means_that_the_property_does_not_hold(folder,
     assert main([str(folder), "--json"]) == 1
     report = json.loads(capsys.readouterr().out)
     assert (report["status"], report["level"], report["results"][0]["status"]) == ("refuted", "falsified", "verified")
+
+
+def test_a_rejected_file_refutes_nothing_and_hides_no_counterexample(tmp_path, folder, capsys):
+    junk = tmp_path / "junk.json"
+    junk.write_bytes(b"\0")
+    for paths, status, level in (
+        ([junk], "unknown", "unknown"),
+        ([junk, folder], "refuted", "unknown"),
+        ([folder], "refuted", "falsified"),
+    ):
+        assert main([*map(str, paths), "--json"]) == 1
+        report = json.loads(capsys.readouterr().out)
+        assert (report["status"], report["level"]) == (status, level)
+
+
+def test_code_is_never_executed(tmp_path, folder, capsys):
+    plant = tmp_path / "plant.py"
+    plant.write_text(f"open({str(tmp_path / 'trace')!r}, 'w')")
+    assert main([str(folder), "--about", str(plant), "--json"]) == 2
+    assert f"use lipctrl check --about {plant}" in json.loads(capsys.readouterr().out)["message"]
+    assert not (tmp_path / "trace").exists()
 
 
 def test_json_is_one_object_with_the_promised_keys(tmp_path, stubs, capsys):
