@@ -255,11 +255,29 @@ def test_policies_of_networks_that_skip_layers(name):
         graph = policy.graph()
         assert torch.allclose(evaluate_torch(graph, {"observation": x}, torch.float32)["action"], own, atol=1e-5)
         assert np.allclose(policy.export().predict(x.numpy())[0], own.numpy(), atol=1e-5)
-        with pytest.raises(LipctrlError, match="unknown to the checker"):
-            policy.lipschitz()
-        claim = {"property": "lipschitz", "norm": "l2", "input_scale": None, "output_scale": None, "bound": (4.0).hex()}
-        with pytest.raises(Rejected, match="not part of a chain"):
-            prove_lipschitz(graph, claim, {"method": "norm-product"})
+        assert policy.lipschitz() == pytest.approx(4, rel=1e-12)
+        claim, evidence = policy.lipschitz_proof(graph)
+        for factor in (0.0, 1e-3, 1e4):
+            wrong = [[(factor * float.fromhex(v)).hex() for v in values] for values in evidence["multipliers"]]
+            with pytest.raises(Rejected, match="do not prove"):
+                prove_lipschitz(graph, claim, {**evidence, "multipliers": wrong})
+        step = torch.randn(16, 3, generator=generator(8)).double()
+        with torch.no_grad():
+            rise = policy(x.double() + step) - policy(x.double())
+        assert float((rise.norm(dim=1) / step.norm(dim=1)).max()) <= 4
+        assert float((rise.abs().amax(dim=1) / step.abs().amax(dim=1)).max()) <= policy.lipschitz("linf") <= 4 * 3**0.5 * (1 + 1e-12)
+
+
+def test_deep_and_wide_networks_that_skip_layers_are_proved_from_known_multipliers():
+    for bound in (1e-3, 50.0):
+        for net in (
+            ResidualMLP(6, (64,) * 12, 2, bound, "sll", generator=generator()),
+            ResidualMLP(6, (7, 3, 200), 2, bound, "cpl", generator=generator()),
+            ResidualMLP(6, (), 2, bound, generator=generator()),
+            LinearPlusMLP(6, (64,) * 4, 2, bound, generator=generator()),
+        ):
+            policy = LipschitzPolicy(net, action_low=[-1, -1], action_high=[1, 1], observation_scale=3, action_scale=2)
+            assert policy.lipschitz() == pytest.approx(bound * 2 / 3, rel=1e-12)
 
 
 @pytest.mark.parametrize("name", [name for name, made in ACTIVATIONS.items() if not made.slope_restricted])

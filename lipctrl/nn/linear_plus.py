@@ -32,8 +32,6 @@ class LinearPlusMLP(LipschitzNetwork):
     for what does not fit together, and LipctrlError while materialising where many ill-conditioned layers amplify beyond float64.
     """
 
-    is_chain = False
-
     def __init__(
         self,
         input_size: int,

@@ -44,8 +44,6 @@ class LipschitzMLP(LipschitzNetwork):
     Seeds: pass a ``generator`` (on the CPU). Raises InputError for sizes, bounds, layers or activations that do not fit together.
     """
 
-    is_chain = True
-
     def __init__(
         self,
         input_size: int,

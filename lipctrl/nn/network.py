@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import ClassVar, Self
+from typing import Self
 
 import numpy as np
 import torch
@@ -81,9 +81,6 @@ class LipschitzNetwork(ShapedNetwork):
     ``lipschitz``. The bound is fixed, or learnt in ``lipschitz_range`` = (low, high), starting from ``lipschitz``: add a
     penalty on ``log_lipschitz()`` to the loss. Raises InputError for bounds that are not positive.
     """
-
-    #: whether the graph is affine maps and activations one after the other, which the checker's ``lipschitz-bound`` reads
-    is_chain: ClassVar[bool]
 
     def __init__(self, sizes: tuple[int, ...], lipschitz: float, lipschitz_range: tuple[float, float] | None = None) -> None:
         super().__init__(sizes)

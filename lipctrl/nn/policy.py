@@ -14,17 +14,16 @@ from torch import Tensor, nn
 
 from lipctrl.certificates.checker.definite import OutOfRange
 from lipctrl.certificates.checker.graph import Graph, Node, graph_from_json, graph_to_json
-from lipctrl.certificates.checker.network import read_network
-from lipctrl.certificates.checker.products import norm_product
 from lipctrl.certificates.checker.slopes import enclose
 from lipctrl.certificates.checker.verdict import Rejected
-from lipctrl.certificates.checker.verifiers.lipschitz_bound import effective_scales, prove_lipschitz
+from lipctrl.certificates.checker.verifiers.lipschitz_bound import prove_lipschitz
 from lipctrl.core.errors import InputError, LipctrlError
 from lipctrl.core.numpy_evaluation import compile_numpy
 from lipctrl.core.rationals import floats, rationals
 from lipctrl.nn.activations import Activation
 from lipctrl.nn.mlp import LipschitzMLP
 from lipctrl.nn.network import LipschitzNetwork
+from lipctrl.nn.proof import lipschitz_proof
 
 if TYPE_CHECKING:
     from lipctrl.core.policy import Policy
@@ -169,9 +168,10 @@ class LipschitzPolicy(nn.Module):
         """A proved upper bound on |u(x) - u(y)| / |x - y| over all observations, in physical units and rounded up.
 
         It is about the real-valued network with the weights exactly as :meth:`export` rounds them, read back from the
-        exported data and verified by the checker in this process: no solver, known multipliers or norms. For policies whose
-        scales differ between coordinates ``lipctrl.certificates.lipschitz`` finds smaller bounds. Raises InputError for
-        other norms, LipctrlError where the proof fails.
+        exported data and verified by the checker in this process: no solver, but known multipliers or products of norms. For
+        ``norm="linf"``, greatest absolute values, it is the product of absolute values of the weights or what the l2 bound
+        implies. For that norm, and for policies whose scales differ between coordinates, ``lipctrl.certificates.lipschitz``
+        finds smaller bounds. Raises InputError for other norms, LipctrlError where the proof fails.
         """
         exported = self.graph()
         graph = graph_from_json(graph_to_json(exported), exported.tensors)
@@ -186,28 +186,7 @@ class LipschitzPolicy(nn.Module):
 
         Nothing is proved here: the checker does that.
         """
-        if norm != "l2":
-            raise InputError(f"norm is {norm!r}, expected 'l2'")
-        if not self.network.is_chain:
-            raise LipctrlError(
-                "the Lipschitz bound of this policy is unknown to the checker: its network has connections that skip layers, and "
-                "'lipschitz-bound' proves bounds of chains only"
-            )
-        network = read_network(graph)
-        ones = (Fraction(1),)
-        scale_in, scale_out = effective_scales(network, ones * network.inputs, ones * network.outputs)
-        known = self.network.multipliers()
-        evidence: dict[str, Any] = {"method": "norm-product"}
-        if known is None:
-            bound = norm_product(network, scale_in, scale_out)
-        else:
-            greatest = float(scale_out.max())
-            exact_bound = Fraction(self.network.lipschitz) * Fraction(greatest) / Fraction(float(scale_in.min()))
-            bound = float(enclose([exact_bound], [exact_bound]).high[0])
-            multipliers = [[float(value).hex() for value in values * greatest**2] for values in known]
-            evidence = {"method": "multipliers", "multipliers": multipliers}
-        claim = {"property": "lipschitz", "norm": "l2", "input_scale": None, "output_scale": None, "bound": bound.hex()}
-        return claim, evidence
+        return lipschitz_proof(graph, norm, self.network.lipschitz, self.network.multipliers())
 
 
 class Scales(TypedDict, total=False):

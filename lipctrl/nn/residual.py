@@ -41,8 +41,6 @@ class ResidualMLP(LipschitzNetwork):
     [0, 1]. Raises InputError for sizes, bounds, layers or activations that do not fit together.
     """
 
-    is_chain = False
-
     def __init__(
         self,
         input_size: int,
