@@ -6,7 +6,9 @@ from dataclasses import replace
 
 import numpy as np
 
+from lipctrl.certificates.checker.intervals import Array
 from lipctrl.certificates.checker.network import Activation, Affine, Concatenation, Input, Network, Selection, Signal, Sort, Sum
+from lipctrl.certificates.checker.products import scaled
 from lipctrl.certificates.checker.verdict import Rejected
 
 
@@ -25,6 +27,11 @@ def window(network: Network, first: int, last: int) -> Network:
         output, gain = end.operand, end.gain
         signals.pop()
     return Network(tuple(signals), output, np.ones(signals[0].size), gain)
+
+
+def leaving_scale(part: Network, scale: Array) -> Array:
+    """The scale of the norm before the coordinate-wise map at the end of a window, rounded up, from the one behind it."""
+    return np.where(part.output_gain == 1, scale, scaled(scale, part.output_gain))
 
 
 def _moved(signal: Signal, first: int) -> Signal:

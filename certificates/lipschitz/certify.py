@@ -8,23 +8,28 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from lipctrl.certificates.checker.definite import OutOfRange
+from lipctrl.certificates.checker.chain import chain_of
+from lipctrl.certificates.checker.definite import MAX_ORDER, OutOfRange
 from lipctrl.certificates.checker.graph import Graph
 from lipctrl.certificates.checker.intervals import Array
+from lipctrl.certificates.checker.network import Layer, Sort
 from lipctrl.certificates.checker.products import absolute_product, norm_product
 from lipctrl.certificates.checker.verdict import Rejected
 from lipctrl.certificates.checker.verifiers.lipschitz_bound import rounded_up
+from lipctrl.certificates.lipschitz.eclipse import eclipse
 from lipctrl.certificates.lipschitz.maximum import bound_maximum
 from lipctrl.certificates.lipschitz.newton import Multipliers, least_shares, mixtures, solve
 from lipctrl.certificates.lipschitz.patterns import pattern_floor
 from lipctrl.certificates.lipschitz.problem import Problem, read_problem
 from lipctrl.certificates.lipschitz.records import LipschitzCertificate, UpperBound
 from lipctrl.certificates.lipschitz.system import System, build_system
+from lipctrl.certificates.lipschitz.windows import WINDOW_ORDER, bound_by_windows
 from lipctrl.certificates.lipschitz.witness import find_witness
 from lipctrl.core.errors import InputError, LipctrlError
 from lipctrl.core.progress import Progress, no_progress
 
-MAX_NEWTON_ORDER = 1500  #: variables beyond which only bounds without numbers are tried
+MAX_NEWTON_ORDER = 1500  #: variables beyond which multipliers are sought in stages, or window by window
+PARTS_TOLERANCE = 1e-3  #: of each stage or window there
 
 
 class HasGraph(Protocol):
@@ -53,8 +58,9 @@ def certify_lipschitz(
     ``norm`` is ``"l2"`` or ``"linf"``, of inputs and outputs alike. The upper bound is the smaller of the product of norms (or
     of absolute values) along the network and the best bound that one multiplier for each unit (or sorted group) proves, sought to
     the relative ``tolerance`` in its square; ``multipliers`` for l2 that are known, in the form of
-    ``LipschitzMLP.multipliers()``, save that search. Whatever comes back was accepted by the checker's code, on the graph
-    read back from its file form. Without scales the bound is in physical units; with them
+    ``LipschitzMLP.multipliers()``, save that search. Networks of more than MAX_NEWTON_ORDER variables are searched in parts, and
+    the parts' multipliers proved together or, where even that is too large, one by one. Whatever comes back was accepted by the
+    checker's code, on the graph read back from its file form. Without scales the bound is in physical units; with them
     |S_out (f(x) - f(y))| <= bound |S_in (x - y)|, positive numbers, one for each coordinate or one for all.
     ``witness=False`` leaves out the lower bound and the floor. Equal seeds give equal results.
 
@@ -82,13 +88,15 @@ def _upper_bound(problem: Problem, multipliers: Sequence[Array] | None, toleranc
     best = product
     optimal = product is not None and product.value <= floor * (1 + tolerance)
     small = multipliers is not None or sum(problem.network.variables) <= MAX_NEWTON_ORDER
-    if problem.network.layers and not optimal and small:
+    if problem.network.layers and not optimal and (small or problem.norm == "l2"):
         try:
             with np.errstate(all="ignore"):
                 if problem.norm == "linf":
                     multiplied = bound_maximum(problem, tolerance, product, progress)
-                else:
+                elif small:
                     multiplied = _multiplied(problem, multipliers, tolerance, product, progress)
+                else:
+                    multiplied = _in_parts(problem, tolerance, product, progress)
         except (np.linalg.LinAlgError, Rejected):  # numbers so far apart that floats overflow, or linear forms too large
             multiplied = None
         best = min((bound for bound in (product, multiplied) if bound is not None), key=lambda bound: bound.value, default=None)
@@ -118,6 +126,33 @@ def _multiplied(
         if accepted is not None:
             return accepted
     return None
+
+
+def _in_parts(problem: Problem, tolerance: float, product: UpperBound | None, progress: Progress) -> UpperBound | None:
+    """A bound of a large network: of a chain by multipliers from stages, in one matrix, or else the product of windows' bounds."""
+    network, scales = problem.network, (problem.scale_in, problem.scale_out)
+    tolerance = max(tolerance, PARTS_TOLERANCE)
+    if sum(network.variables) <= MAX_ORDER and all(_is_free(layer) for layer in network.layers):
+        try:
+            found = eclipse(chain_of(network), *scales, order=WINDOW_ORDER, tolerance=tolerance)
+            for margin in (1e-9, 1e-6, 1e-4):
+                values = [[float(v * (1 + margin) ** 2).hex() for v in layer] for layer in found.multipliers]
+                accepted = problem.proved(found.bound * (1 + margin), {"method": "multipliers", "multipliers": values})
+                if accepted is not None:
+                    return accepted
+        except (np.linalg.LinAlgError, Rejected):  # no chain, or floats that leave no multipliers
+            pass
+
+    def report(done: int, count: int) -> None:
+        progress(0.8 * done / count, f"window {done} of {count}", product)
+
+    windows = bound_by_windows(network, *scales, tolerance, report=report)
+    return None if windows is None else problem.proved(*windows)
+
+
+def _is_free(layer: Layer) -> bool:
+    """Whether every unit has a multiplier."""
+    return isinstance(layer, Sort) or layer.multipliers == layer.size
 
 
 def _product(problem: Problem) -> UpperBound | None:

@@ -46,10 +46,10 @@ from lipctrl.certificates.checker.graph import Graph
 from lipctrl.certificates.checker.increments import Unrolled, multiplier_form, scaled_output, unroll
 from lipctrl.certificates.checker.intervals import Array, UnsafeArithmetic
 from lipctrl.certificates.checker.network import Network, read_network
-from lipctrl.certificates.checker.products import absolute_product, norm_product, require_little, scaled
+from lipctrl.certificates.checker.products import absolute_product, norm_product, require_little
 from lipctrl.certificates.checker.slopes import enclose
 from lipctrl.certificates.checker.verdict import Rejected, Verdict, verified
-from lipctrl.certificates.checker.windows import window
+from lipctrl.certificates.checker.windows import leaving_scale, window
 
 KIND = "lipschitz-bound"
 MAX_ROW_WORK = 5e12  #: rows of matrices to the third, in all
@@ -162,16 +162,16 @@ def _prove_windows(network: Network, scale_in: Array, scale_out: Array, bound: f
         if not isinstance(last, int) or isinstance(last, bool) or (last == network.output) != at_end:
             raise Rejected("'last' must be a signal's index, and the network's output for the last window alone")
         part = window(network, first, last)
-        if (table["scale"] is None) != at_end:
-            raise Rejected("'scale' must be null at the last window alone")
-        leaving = scale_out if at_end else floats(table["scale"], part.outputs, "scale")
-        if not bool(np.all(leaving > 0) or at_end):
-            raise Rejected("a scale between windows is not positive")
+        leaving = scale_out if at_end else np.ones(part.outputs)
+        if table["scale"] is not None:
+            leaving = floats(table["scale"], part.outputs, "scale")
+            if at_end or not bool(np.all(leaving > 0)):
+                raise Rejected("the scale of a window must be positive numbers, and null where the claim's own applies")
         work += float(sum(part.variables)) ** 3
         if not work <= MAX_ROW_WORK:
             raise Rejected("the matrices of these windows are more than are judged")
-        here, gain = float(floats([table["bound"]], 1, "bound")[0]), part.output_gain
-        prove_network(part, "l2", scale, np.where(gain == 1, leaving, scaled(leaving, gain)), here, inner)
+        here = float(floats([table["bound"]], 1, "bound")[0])
+        prove_network(part, "l2", scale, leaving_scale(part, leaving), here, inner)
         product = math.nextafter(product * here, math.inf) if here else 0.0
         first, scale = last, leaving
     if not bound >= product:
