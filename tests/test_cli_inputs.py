@@ -79,7 +79,6 @@ WRONG = [
     ("lipschitz broken", "not a policy folder"),
     ("lipschitz broken.onnx", "broken.onnx"),
     ("lipschitz broken.zip", "broken.zip"),
-    ("lipschitz policy --norm linf --out y", "only l2 can be proved"),
     ("lipschitz policy --low -1 -1 --high 1 1 --out y", "--low and --high"),
     ("lipschitz policy --out file", "cannot write to file"),
     ("stability --plant nowhere --policy policy", "there is no plant 'nowhere'"),

@@ -105,12 +105,12 @@ class Builder:
         return x
 
     def leaky_relu(self, x: int, slopes: Array) -> int:
-        """x where positive, slope times x elsewhere; one slope, or one for each component."""
+        """x where positive, slope times x elsewhere; one slope, or one for each component: a x + (1 - a) relu(x)."""
         values = exact(slopes, "a slope")
         if len(set(values)) == 1:
             return self.apply("leaky_relu", x, slope=values[0])
-        below = self.combine("min", x, self.constant((Fraction(0),)))
-        return self.combine("add", self.apply("relu", x), self.combine("mul", below, self.constant(values)))
+        above = self.combine("mul", self.apply("relu", x), self.constant(tuple(1 - value for value in values)))
+        return self.combine("add", self.combine("mul", x, self.constant(values)), above)
 
     def softplus(self, x: int, beta: Fraction) -> int:
         """log(1 + exp(beta x)) / beta."""
