@@ -17,8 +17,8 @@ from flint import arb, arb_mat
 from test_checker_attacks import HOLE, constant_policy, practical, resting_plant, scalar_plant
 
 from lipctrl.certificates.checker import intervals as iv
-from lipctrl.certificates.checker.bundle import Certificate, parse_certificate
-from lipctrl.certificates.checker.cells import keep_factor, level_range
+from lipctrl.certificates.checker.bundle import Certificate, parse_certificate, parse_plant
+from lipctrl.certificates.checker.cells import Loop, keep_factor, level_range
 from lipctrl.certificates.checker.graph import GraphError
 from lipctrl.certificates.checker.kinds import check
 from lipctrl.certificates.checker.verdict import Rejected
@@ -372,6 +372,14 @@ def exponential(**changes: Any) -> Certificate:
     return parse_certificate(*certificate_bytes(kind=bab.KIND, claim=data | changes, evidence=evidence, **parts))
 
 
+def test_an_equilibrium_without_an_exact_value_is_refused() -> None:
+    """sin 1 - sin 1 is 0, but not by the rules of exact evaluation."""
+    s = Sketch()
+    shifted = s("sin", s("add", s.input("observation", 1), s.constant(1)))
+    policy = s.graph(action=s("sub", shifted, shifted))
+    assert "cannot be evaluated exactly" in reason(exponential(parts={"policy": policy}))
+
+
 def test_a_contraction_closes_the_hole() -> None:
     verdict = check(exponential(volume="1"))
     assert verdict.level == "proved", verdict.reason
@@ -574,7 +582,7 @@ def test_operations_that_the_checker_does_not_know_are_a_rejection() -> None:
 def test_pivots_must_be_surely_positive() -> None:
     F = Fraction
     assert bab.determinant([[F(2), F(1), F(0)], [F(1), F(3), F(1)], [F(0), F(1), F(4)]]) == 18
-    assert bab.determinant([[F(1, 2)]]) == F(1, 2)
+    assert bab.determinant([[F(1, 2)]]) == F(1, 2) and bab.determinant([]) == 1
     assert bab.determinant([[F(0)]]) is None and bab.determinant([[F(1), F(1)], [F(1), F(1)]]) is None
     assert bab.determinant([[arb(0, 1e-30)]]) is None and bab.determinant([[arb("nan")]]) is None
     assert bab.determinant([[arb(2), arb(1)], [arb(1), arb(2)]]).overlaps(arb(3))
@@ -588,6 +596,10 @@ def test_volumes_of_ellipsoids() -> None:
         assert exact / 2 * (1 - 1e-14) < bound < exact / 2 * (1 + 1e-15)
     slanted = claim([-1.0, -2.0], [9.0, 9.0], [[1.5, 0.5], [0.5, 0.5]], 0.5)  # det 1/2; |y0| <= 1/2, |y1| <= sqrt(3)/... of 3/2
     assert bab.volume_bound(slanted, []) == pytest.approx(math.pi * 0.5 / math.sqrt(0.5), rel=1e-13)
+    upright = [[1.0, 0.0], [0.0, 4.0]]  # reaches to 1 and 1/2
+    assert bab.volume_bound(claim([-1.0, -0.5], [1.0, 0.5], upright), []) == pytest.approx(math.pi / 2, rel=1e-13)
+    for high in ((1 - 1e-9, 0.5), (1.0, 0.5 - 1e-9)):
+        assert bab.volume_bound(claim([-1.0, -0.5], high, upright), []) == 0  # of no cells at all
     assert bab.volume_bound(claim([-1.0], [9.0]), []) == pytest.approx(2, rel=1e-14)  # touching the box on one side
 
 
@@ -646,3 +658,42 @@ def test_sentences_of_practical_stability() -> None:
     assert re.search(r"volume at least 0\.3+, stays there and reaches .* inside the ball of radius 1\.5$", verdict.claim)
     assert verdict.numbers["ball"] == 1.5 and Fraction(verdict.numbers["volume"]) < Fraction(1, 3)
     assert verdict.assumptions == () and verdict.property == "practically_stable" and verdict.arithmetic == "real"
+
+
+@pytest.mark.parametrize("side", [1, -1])
+def test_leaves_are_checked_over_their_whole_width(side: int) -> None:
+    """x+ = 4 max(3/4 - x, 0) and its mirror image: 0 beyond 3/4, 2 at the end of the leaf that is next to 0."""
+
+    def build(s: Any, x: int, u: int) -> int:
+        beyond = s("relu", s("sub", s.constant("3/4"), s("mul", s.constant(side), x)))
+        return s("mul", s.constant(4 * side), beyond)
+
+    loop = Loop(parse_plant(scalar_plant(build)), constant_policy())
+    extra = {"reached_level": (1.25).hex(), "ball": (8.0).hex()}
+    wide = claim([-5.0], [5.0], rho=2.0, kappa="1/10", **extra)
+    for far, good in ((0.7, True), (0.25, False)):
+        low, high = np.sort(np.array([[far], [1.0]]) * side, 0)[:, :, None].reshape(2, 1, 1)
+        beside = np.array([[0.8], [0.9]]) * side
+        both = np.concatenate([np.sort(beside, 0)[:1], low]), np.concatenate([np.sort(beside, 0)[1:], high])
+        for ends in ((low, high), both):
+            for attempt in (
+                lambda ends=ends: bab._check_leaves("ok", loop, wide, *ends),
+                lambda ends=ends: bab.check_reached(loop, wide, 1.25, *ends),
+                lambda ends=ends: bab._origin(loop, wide, {}, [("hole", *ends), ("ok", -5 + 0 * ends[0], 5 + 0 * ends[1])]),
+            ):
+                if good:
+                    attempt()
+                else:
+                    with pytest.raises(Rejected, match="leaf 'ok'|hole leaf leads"):
+                        attempt()
+
+
+def test_levels_of_holes_count_at_both_ends() -> None:
+    loop = Loop(parse_plant(resting_plant(1, 9)), constant_policy())
+    for ends, good in (((-0.5, 0.5), True), ((-0.7, 0.1), False), ((-0.1, 0.7), False)):
+        cells = np.array([[0.0], [ends[0]]]), np.array([[0.0], [ends[1]]])
+        if good:
+            bab.check_reached(loop, claim(), 0.3, *cells)
+        else:
+            with pytest.raises(Rejected, match="hole leaf leads"):
+                bab.check_reached(loop, claim(), 0.3, *cells)

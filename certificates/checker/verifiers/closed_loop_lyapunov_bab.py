@@ -344,13 +344,13 @@ def _positive_definite(matrix: list[list[Any]]) -> bool:
 
 
 def determinant(matrix: list[list[Any]]) -> Any:
-    """Product of the pivots of a symmetric matrix, or ``None`` unless all of them are surely positive."""
+    """Product of the pivots of a symmetric matrix (1 without rows), or ``None`` unless all of them are surely positive."""
     rows, product, n = [list(row) for row in matrix], Fraction(1), len(matrix)
     for k in range(n):
         pivot = rows[k][k]
         if not pivot > 0:
             return None
-        product = pivot if k == 0 else product * pivot
+        product = product * pivot if k else pivot  # a ball is not multiplied with a Fraction
         for i in range(k + 1, n):
             factor = rows[i][k] / pivot
             for j in range(k + 1, n):
@@ -365,11 +365,9 @@ def volume_bound(claim: Claim, leaves: list[tuple[str, Array, Array]]) -> Fracti
     """A lower bound of the volume of S: the ellipsoid's where it lies in the box, else that of leaves with V <= rho."""
     n, P = len(claim.low), _rational(claim.P)
     half = np.minimum(-claim.low, claim.high)
-    determinants = [
-        determinant([[P[i][j] for j in range(n) if j != k] for i in range(n) if i != k]) if n > 1 else Fraction(1) for k in range(n)
-    ]
+    minors = [determinant([[P[i][j] for j in range(n) if j != k] for i in range(n) if i != k]) for k in range(n)]
     full = determinant(P)
-    if all(Fraction(claim.rho) * d <= full * Fraction(float(h)) ** 2 for d, h in zip(determinants, half, strict=True)):
+    if all(Fraction(claim.rho) * d <= full * Fraction(float(h)) ** 2 for d, h in zip(minors, half, strict=True)):
         volume = (arb.pi() * arb(claim.rho)) ** (arb(n) / 2) / (arb(n) / 2 + 1).gamma() / _arb(full).sqrt()
         return Fraction(float(iv.from_balls([volume]).low[0]))
     return _volume_of_cells(claim, [(low, high) for code, low, high in leaves if code != "out"])

@@ -1,0 +1,257 @@
+"""Interval arithmetic to the last digit: one step outwards and no more, tables against power series, every limit at its edge."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import platform
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from flint import arb, arb_series, ctx
+
+from lipctrl.certificates.checker import intervals as iv
+from lipctrl.certificates.checker.intervals import Interval
+
+U = 2.0**-53
+
+
+def interval(low: float, high: float) -> Interval:
+    return Interval(np.array([low]), np.array([high]))
+
+
+def ends(x: Interval) -> tuple[float, float]:
+    (low,), (high,) = x.low, x.high
+    return float(low), float(high)
+
+
+def wider(low: float, high: float) -> tuple[float, float]:
+    """One float further out on both sides."""
+    return math.nextafter(low, -math.inf), math.nextafter(high, math.inf)
+
+
+def test_arithmetic_takes_one_step_outwards() -> None:
+    x, y = interval(-2, 3), interval(-5, 7)
+    assert ends(x + y) == wider(-7, 10) and ends(x - y) == wider(-9, 8) and ends(-y) == (-7, 5)
+    products = {(-2, 3, -5, 7): (-15, 21), (-2, 3, -7, 5): (-21, 15), (2, 3, -5, 7): (-15, 21), (-3, -2, -5, 7): (-21, 15)}
+    products |= {(-3, 1, -5, 1): (-5, 15), (2, 3, 5, 7): (10, 21), (-3, -2, -7, -5): (10, 21), (-3, -2, 5, 7): (-21, -10)}
+    for (a, b, c, d), expected in products.items():
+        assert ends(interval(a, b) * interval(c, d)) == wider(*expected)
+    low, high = wider(1 / 8, 1 / 4)
+    assert ends(interval(2, 4) / interval(4, 8)) == wider(2 * low, 4 * high)
+    assert ends(interval(2, 4) / interval(-8, -4)) == wider(-4 * high, -2 * low)
+
+
+def test_quotients_by_zero_have_no_value() -> None:
+    for low, high in ((-1, 1), (0, 1), (-1, 0), (0, 0), (np.nan, 1)):
+        assert np.isnan(ends(interval(1, 2) / interval(low, high))).all()
+    assert np.isfinite(ends(interval(1, 2) / interval(0.5, 1))).all()
+
+
+def test_parts_of_intervals() -> None:
+    x, y = interval(-2, 3), interval(-1, 7)
+    assert x.magnitude.tolist() == [3] and (-y).magnitude.tolist() == [7] and interval(-4, 3).magnitude.tolist() == [4]
+    assert ends(x.intersect(y)) == (-1, 3) == ends(y.intersect(x)) and ends(x.hull(y)) == (-2, 7) == ends(y.hull(x))
+    assert iv.down(1.0) == 1 - U and iv.up(1.0) == 1 + 2 * U
+    assert ends(iv.around(np.array([2.0]), np.array([0.5]))) == wider(1.5, 2.5)
+    both = Interval(np.array([[0.0, 1.0], [2.0, 3.0]]), np.array([[4.0, 5.0], [6.0, 7.0]])).take([1])
+    assert both.low.tolist() == [[1], [3]] and both.high.tolist() == [[5], [7]]
+    assert iv.point(np.array([2.0])).low[0] == iv.point(np.array([2.0])).high[0] == 2
+
+
+def test_centres_and_radii_hold_both_ends() -> None:
+    for low, high in (
+        (-2.0, 4.0),
+        (1.0, 1 + 2 * U),
+        (1 - U, 1 + 2 * U),
+        (-(1 + 2 * U), -1 + U),
+        (0.1, 1e16),
+        (-1e16, 0.1),
+        (-1e308, 1e308),
+    ):
+        (centre,), (radius,) = interval(low, high).centre_radius()
+        c, r = Fraction(float(centre)), Fraction(float(radius))
+        assert c - r <= Fraction(low) and Fraction(high) <= c + r
+        assert r <= (Fraction(high) - Fraction(low)) * (1 + Fraction(1, 2**50))
+    assert interval(-2, 4).centre_radius() == (1, math.nextafter(3, 4))
+
+
+def test_accumulated_roundings() -> None:
+    for n in (1, 7, 10**6, 10**11):
+        assert Fraction(n) / (2**53 - n) <= Fraction(iv.gamma(n)) <= Fraction(n, 2**53) * (1 + Fraction(2, 10**4))
+        assert iv.gamma(n) == pytest.approx(n * U * 1.0001, rel=1e-15)
+
+
+def test_rationals_have_neighbouring_floats_as_ends() -> None:
+    for value in (Fraction(1, 3), Fraction(2, 3), Fraction(-1, 3), Fraction(-2, 3), Fraction(1, 2**1075), Fraction(-1, 2**1080)):
+        low, high = ends(iv.from_fractions((value,)))
+        assert Fraction(low) < value < Fraction(high) and math.nextafter(low, 1) == high
+    assert ends(iv.from_fractions((Fraction(-3, 4),))) == (-0.75, -0.75)
+
+
+def test_balls_are_enclosed_within_a_few_floats() -> None:
+    for text in ("0.1 +/- 1e-30", "-0.1 +/- 1e-30", "1e-320 +/- 1e-330", "3 +/- 0.5", "-7 +/- 1e-17"):
+        ball = arb(text)
+        low, high = ends(iv.from_balls([ball]))
+        below, above = ball.lower().fmpq(), ball.upper().fmpq()
+        exact = Fraction(int(below.p), int(below.q)), Fraction(int(above.p), int(above.q))
+        assert Fraction(low) <= exact[0] and exact[1] <= Fraction(high)
+        outer = low, high
+        for _ in range(3):
+            outer = math.nextafter(outer[0], math.inf), math.nextafter(outer[1], -math.inf)
+        assert Fraction(outer[0]) >= exact[0] and Fraction(outer[1]) <= exact[1]
+    for ball in (arb("nan"), arb(0, math.inf), 1 / arb(0)):
+        assert np.isnan(ends(iv.from_balls([ball]))).all()
+    assert len(iv.from_balls([arb(1), arb(2)]).low) == 2
+
+
+def test_affine_maps_lose_what_their_bound_says() -> None:
+    """x - 1 at x = 1: value and bias add up to 2, so 2 gamma(2 n + 16) is lost, and hardly more."""
+    for n in (1, 50):
+        weight, x = np.zeros((1, n)), np.zeros((1, n))
+        weight[0, 0], x[0, 0] = 1.0, 1.0
+        for bias, lost in ((np.array([-1.0]), 2), (None, 1)):
+            y = iv.affine(iv.point(x), weight, bias)
+            middle = 0.0 if bias is not None else 1.0
+            assert y.high[0, 0] - middle == pytest.approx(lost * iv.gamma(2 * n + 16), rel=1e-3 if middle == 0 else 0.2, abs=0)
+            assert middle - y.low[0, 0] == pytest.approx(lost * iv.gamma(2 * n + 16), rel=1e-3 if middle == 0 else 0.2, abs=0)
+    zero = iv.affine(iv.point(np.zeros((1, 3))), np.zeros((1, 3)), None)
+    assert 5 * 2.0**-1070 <= zero.high[0, 0] == -zero.low[0, 0] <= 6 * 2.0**-1070
+    wide = iv.affine(Interval(np.array([[0.0, -1.0]]), np.array([[2.0, 1.0]])), np.array([[2.0, -3.0]]), np.array([0.5]))
+    assert wide.low[0, 0] == pytest.approx(-2.5, abs=1e-13) and wide.high[0, 0] == pytest.approx(7.5, abs=1e-13)
+
+
+def test_powers_over_both_signs() -> None:
+    expected = {0: (1, 1), 1: (-2, 3), 2: (0, 9), 3: (-18, 27), 4: (0, 81)}
+    for exponent, (low, high) in expected.items():
+        assert ends(iv.integer_power(interval(-2, 3), exponent)) == pytest.approx((low, high), abs=1e-12)
+    assert ends(iv.integer_power(interval(-3, 2), 2)) == pytest.approx((0, 9))
+    assert ends(iv.integer_power(interval(2, 3), 2)) == pytest.approx((4, 9)) == ends(iv.integer_power(interval(-3, -2), 2))
+    assert ends(iv.integer_power(interval(-3, -2), 3)) == pytest.approx((-27, -8))
+    for broken in (interval(np.nan, 1), interval(1, np.nan)):
+        assert np.isnan(ends(iv.integer_power(broken, 0))).all()
+
+
+def test_roots() -> None:
+    assert ends(iv.sqrt(interval(4, 9))) == wider(2, 3) and ends(iv.sqrt(interval(0, 4))) == (0, math.nextafter(2, 3))
+    assert np.isnan(ends(iv.sqrt(interval(-1e-300, 4)))[0])
+    assert ends(iv.sqrt(interval(5e-324, 1)))[0] > 0
+
+
+def test_increasing_functions_of_balls_keep_shape_and_order() -> None:
+    x = Interval(np.array([[0.0, 1.0], [-1.0, np.inf]]), np.array([[1.0, 2.0], [np.nan, np.inf]]))
+    y = iv.by_balls(lambda v: v.exp(), x)
+    assert y.low[0].tolist() == pytest.approx([1, math.e]) and y.high[0].tolist() == pytest.approx([math.e, math.e**2])
+    assert (y.low[0] < [1, math.e]).all() and (y.high[0] > [math.e, math.e**2]).all()
+    assert y.low[1, 0] == pytest.approx(1 / math.e) and np.isnan([y.high[1, 0], y.low[1, 1], y.high[1, 1]]).all()
+
+
+@pytest.mark.parametrize("direction", [0x400, 0x800, 0xC00])
+def test_other_rounding_modes_are_refused(direction: int) -> None:
+    """Downwards, upwards and towards zero."""
+    if platform.machine() not in ("x86_64", "AMD64") or platform.system() != "Linux":
+        pytest.skip("the numbers of the rounding modes are those of another processor")
+    libm = ctypes.CDLL("libm.so.6")
+    try:
+        assert libm.fesetround(direction) == 0
+        with pytest.raises(iv.UnsafeArithmetic, match="round to nearest"):
+            iv.require_ieee()
+    finally:
+        libm.fesetround(0)
+    iv.require_ieee()
+
+
+# --- elementary functions -----------------------------------------------------------------------------------------------
+
+
+def series(name: str, t: arb) -> list[arb]:
+    with ctx.workprec(200):
+        x = arb_series([t, 1], 9)
+        one = arb_series([1], 9)
+        if name in ("sin", "cos"):
+            return getattr(x, name)().coeffs()
+        if name == "tanh":
+            return (((2 * x).exp() - one) / ((2 * x).exp() + one)).coeffs()
+        return (one + (-x).exp()).log().coeffs()
+
+
+@pytest.mark.parametrize("name", iv._REACH)
+def test_tables_hold_taylor_coefficients(name: str) -> None:
+    table = iv._table(name)
+    reach = {"sin": 32, "cos": 32, "tanh": 20, "softplus_tail": 40}[name]
+    assert table.shape == (64 * reach + 1, 9)
+    precision = ctx.prec
+    for k in (0, 1, 40, 64, 200, 64 * reach):
+        exact = [*series(name, arb(k) / 64), *[arb(0)] * 9][:9]
+        for found, wanted in zip(table[k], exact, strict=True):
+            with ctx.workprec(200):
+                assert abs(arb(float(found)) - wanted) <= abs(wanted).upper() * 2.0**-53 + arb(2) ** -150
+    assert ctx.prec == precision  # what the tables are made with does not stay
+
+
+@pytest.mark.parametrize("name", iv._REACH)
+def test_kernels_know_their_accuracy_and_their_reach(name: str) -> None:
+    reach = float(iv._REACH[name])
+    x = np.array([0.0, 2.0**-30, 0.3, 1.7, reach, math.nextafter(reach, 100), math.inf, math.nan])
+    signed = np.concatenate([x, -x]) if name in ("sin", "tanh") else x
+    value, error = iv._kernel(name, signed)
+    assert np.isfinite(value).tolist() == [True] * 5 + [False] * 3 + ([True] * 5 + [False] * 3) * (len(signed) > 8)
+    for v, y, e in zip(signed, value, error, strict=True):
+        if np.isfinite(y):
+            with ctx.workprec(200):
+                exact = series(name, arb(float(v)))[0] if v else arb({"sin": 0, "tanh": 0, "cos": 1}.get(name, arb(2).log()))
+                assert abs(arb(float(y)) - exact) <= arb(float(e))
+            odd = name in ("sin", "tanh")
+            assert e == (min(2.0**-51, 2.0**-49 * abs(v) + 2.0**-1020) if odd else 2.0**-51)
+
+
+def test_tanh_beyond_its_table() -> None:
+    almost, more = 1 - U, math.nextafter(20, 30)
+    assert ends(iv.tanh(interval(21, 22))) == (almost, 1) == ends(iv.tanh(interval(more, math.inf)))
+    assert ends(iv.tanh(interval(-22, -21))) == (-1, -almost) and ends(iv.tanh(interval(-math.inf, math.inf))) == (-1, 1)
+    low, high = ends(iv.tanh(interval(-20, 20)))
+    assert low == -1 and high == 1
+    low, high = ends(iv.tanh(interval(0.5, 0.5)))
+    assert low <= math.tanh(0.5) <= high and 2.0**-51 <= high - low <= 2.0**-49
+    assert ends(iv.tanh(interval(19, 19)))[1] == 1.0 and ends(iv.tanh(interval(-19, -19)))[0] == -1.0
+
+
+def test_sigmoid_between_0_and_1() -> None:
+    assert ends(iv.sigmoid(interval(-1000, 1000))) == (0, 1)
+    low, high = ends(iv.sigmoid(interval(-1, 2)))
+    assert low == pytest.approx(1 / (1 + math.e), abs=1e-15) and high == pytest.approx(1 / (1 + math.exp(-2)), abs=1e-15)
+    half = iv.tanh(interval(*wider(-0.5, 1)))
+    assert ends(iv.sigmoid(interval(-1, 2))) == wider(0.5 + 0.5 * half.low[0], 0.5 + 0.5 * half.high[0])
+
+
+def test_softplus_beyond_its_table() -> None:
+    more = math.nextafter(40, 50)
+    assert ends(iv.softplus(interval(41, 42))) == wider(41, 42) and ends(iv.softplus(interval(more, more))) == wider(more, more)
+    assert ends(iv.softplus(interval(-100, -50))) == (0, math.nextafter(2.0**-57, 1)) == ends(iv.softplus(interval(-math.inf, -more)))
+    assert Fraction(2) ** -57 > Fraction(math.exp(-40))
+    low, high = ends(iv.softplus(interval(-40, 40)))
+    assert 0 <= low <= math.exp(-40) and 40 < high < 40 + 2e-14
+    low, high = ends(iv.softplus(interval(-1, 1)))
+    assert low == pytest.approx(math.log1p(math.exp(-1)), abs=2.0**-50) and high == pytest.approx(math.log1p(math.e), abs=2.0**-50)
+
+
+@pytest.mark.parametrize(("function", "top", "bottom"), [(iv.sin, 0.25, 0.75), (iv.cos, 0.0, 0.5)])
+def test_maxima_and_minima_are_found_where_they_are(function: object, top: float, bottom: float) -> None:
+    for turn in (-4, -1, 0, 3):
+        for phase, value in ((top, 1.0), (bottom, -1.0)):
+            at = 2 * math.pi * (turn + phase)
+            low, high = ends(function(interval(at - 0.25, at + 0.5)))
+            assert (high == 1.0) if value > 0 else (low == -1.0)
+            other = math.cos(0.5) * value
+            assert (low if value > 0 else high) == pytest.approx(other, abs=1e-14)
+        rising = 2 * math.pi * (turn + top - 0.25)
+        low, high = ends(function(interval(rising - 1, rising + 1)))
+        assert (low, high) == pytest.approx((-math.sin(1), math.sin(1)), abs=1e-13)
+        whole = 2 * math.pi * (turn + 0.1)
+        assert ends(function(interval(whole, whole + 2 * math.pi))) == (-1, 1)
+    for low, high in ((31, 32.5), (-32.5, -31), (1.2, 1.1), (40, 41), (-math.inf, math.inf)):
+        assert ends(function(interval(low, high))) == (-1, 1)
+    assert ends(function(interval(31.9, 32.0))) != (-1, 1)
+    for broken in (interval(np.nan, 1), interval(1, np.nan)):
+        assert np.isnan(ends(function(broken))).all()
