@@ -145,12 +145,13 @@ class _Certifier:
         begun = time.monotonic()
         enough = self._least * (1 + self.budget.tolerance)
         while search.heap and search.upper > enough and search.cells < min(self.budget.cells, MAX_LEAVES):
-            spent = (time.monotonic() - begun) / self.budget.seconds
-            if spent >= 1:
+            left = self.budget.seconds - (time.monotonic() - begun)
+            if left <= 0:
                 break
+            spent = 1 - left / self.budget.seconds
             self.progress(0.1 + 0.8 * spent, f"bound {search.upper:.6g} on {search.cells} cells (not yet proved)", None)
             before = search.upper
-            search.step(enough)
+            search.step(enough, left)
             if search.exhausted and search.upper == before:
                 break
 

@@ -6,105 +6,97 @@ Most units of a small cell are linear and have no variable, so the matrices are 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from scipy.linalg import solve_triangular
 
 from lipctrl.certificates.checker.definite import OutOfRange
-from lipctrl.certificates.checker.increments import Linear, Unrolled, unroll
 from lipctrl.certificates.checker.intervals import Array, UnsafeArithmetic
-from lipctrl.certificates.checker.network import Activation, Network
+from lipctrl.certificates.checker.network import Network
 from lipctrl.certificates.checker.verdict import Rejected
-from lipctrl.certificates.checker.verifiers.lipschitz_bound import effective_scales
-from lipctrl.certificates.checker.verifiers.local_lipschitz import Problem
-from lipctrl.certificates.lipschitz.newton import Multipliers, least_square, solve, start
-from lipctrl.certificates.lipschitz.system import LEAST_WIDTH, System
+from lipctrl.certificates.checker.verifiers import local_lipschitz
+from lipctrl.certificates.checker.verifiers.lipschitz_bound import effective_scales, prove_network
+from lipctrl.certificates.lipschitz.maximum import bound_maximum
+from lipctrl.certificates.lipschitz.newton import least_shares, least_square, mixtures, solve, start
+from lipctrl.certificates.lipschitz.problem import Problem
+from lipctrl.certificates.lipschitz.records import UpperBound
+from lipctrl.certificates.lipschitz.system import System, build_system
+from lipctrl.core.progress import no_progress
 
 
-@dataclass(frozen=True)
-class CellSystem:
-    """A normalised system and what it takes to file its multipliers: factors of the units, and the layers they belong to."""
+class CellProblem(Problem):
+    """A problem whose network form holds on one cell only: the evidence is judged for that form."""
 
-    system: System
-    factors: Array
-    layers: list[int]
-
-    def filed(self, values: Array) -> list[list[str]]:
-        """Multipliers in the checker's form, one list for each layer."""
-        ends = np.cumsum([0, *self.layers])
-        own = values * self.factors
-        return [[float(v).hex() for v in own[a:b]] for a, b in zip(ends[:-1], ends[1:], strict=True)]
-
-
-def cell_system(network: Network, scale_in: Array, scale_out: Array) -> CellSystem | None:
-    """The system of a network form without sorts, or ``None`` where no output depends on an input that moves."""
-    unrolled = unroll(network, lambda values: np.array(values, dtype=np.float64))
-    layers = [layer for layer in network.layers if isinstance(layer, Activation)]
-    ends = np.cumsum([0, *unrolled.sizes])
-    rows = np.vstack([_matrix(form, layer.multipliers, unrolled) for form, layer in zip(unrolled.entering, layers, strict=True)] + [
-        np.zeros((0, int(ends[-1])))
-    ])
-    low, high = (np.concatenate([*(getattr(layer, end)[layer.free] for layer in layers), []]) for end in ("low", "high"))
-    gain = np.maximum(np.abs(low), np.abs(high))
-    n = unrolled.sizes[0]
-    size = np.ones(int(ends[-1]))
-    size[:n] = 1 / scale_in
-    entering = np.ones(len(rows))
-    for j, row in enumerate(rows):  # units are measured in what they can be, by and large
-        entering[j] = np.linalg.norm(row[: n + j] * size[: n + j]) or 1.0
-        size[n + j] = entering[j] * (gain[j] or 1.0)
-    output = scale_out[:, None] * _matrix(unrolled.output, network.outputs, unrolled) * size
-    norm = float(np.linalg.norm(output, 2)) if output.size else 0.0
-    if not 0 < norm < math.inf:
-        return None
-    scaled = rows * size / size[n:, None]
-    wider = np.maximum(0.0, LEAST_WIDTH * gain - (high - low)) / 2
-    blocks = tuple(slice(int(a), int(b)) for a, b in zip(ends[1:-1], ends[2:], strict=True) if b > a)
-    members = np.arange(len(rows))
-    system = System(n, scaled, output / norm, low - wider, high + wider, members, blocks, (members,), np.array([norm]))
-    return CellSystem(system, (norm / size[n:]) ** 2, [layer.multipliers for layer in layers])
-
-
-def _matrix(form: Linear, rows: int, unrolled: Unrolled) -> Array:
-    ends = np.cumsum([0, *unrolled.sizes])
-    matrix = np.zeros((rows, int(ends[-1])))
-    for block, part in form.items():
-        matrix[:, ends[block] : ends[block + 1]] = part
-    return matrix
-
-
-@dataclass(frozen=True)
-class CellBound:
-    """A bound on one cell that the checker's code accepted, and the proof."""
-
-    value: float
-    proof: dict[str, Any]
-
-
-def bound_cell(problem: Problem, network: Network, tolerance: float, enough: float = 0.0) -> CellBound | None:
-    """The best Euclidean bound by multipliers on a cell that the checker's code accepts, or ``None``."""
-    scales = effective_scales(network, problem.scale_in, problem.scale_out)
-    try:
-        with np.errstate(all="ignore"):
-            cell = cell_system(network, *scales)
-            if cell is None:
-                return None
-            return _accepted(problem, network, cell, solve(cell.system, tolerance))
-    except (np.linalg.LinAlgError, Rejected, OutOfRange, UnsafeArithmetic, ValueError):
-        return None
-
-
-def _accepted(problem: Problem, network: Network, cell: CellSystem, found: Multipliers) -> CellBound | None:
-    inside = start(cell.system)
-    square = 2 * least_square(cell.system, inside)
-    for weight in (0.0, *(10.0**-digits for digits in range(12, 1, -1))):
-        mixed = (1 - weight) * found.values + weight * inside
-        bound = math.sqrt((1 - weight) * found.square + weight * square) * cell.system.scale
-        proof = {"method": "multipliers", "multipliers": cell.filed(mixed)}
+    def proved(self, bound: float, evidence: Mapping[str, Any], gap: float | None = None) -> UpperBound | None:
+        """The bound on the cell if the checker's code accepts it, else ``None``."""
         try:
-            problem.prove(network, bound, proof)
-        except (Rejected, OutOfRange):
-            continue
-        return CellBound(bound, proof)
+            with np.errstate(all="ignore"):
+                prove_network(self.network, self.norm, self.scale_in, self.scale_out, bound, evidence)
+        except (Rejected, OutOfRange, UnsafeArithmetic):
+            return None
+        return UpperBound(float(bound), evidence["method"], {}, evidence, gap)
+
+
+def bound_cell(problem: local_lipschitz.Problem, network: Network, tolerance: float, seconds: float) -> UpperBound | None:
+    """The best bound by multipliers on a cell with this network form that the checker's code accepts, or ``None``.
+
+    After ``seconds`` it ends with what it has; 0 seconds: with multipliers that are near the best where slopes are narrow.
+    """
+    try:
+        scales = effective_scales(network, problem.scale_in, problem.scale_out)
+        cell = CellProblem(problem.graph, network, problem.norm, problem.scale_in, problem.scale_out, *scales)
+        with np.errstate(all="ignore"):
+            if problem.norm == "linf":
+                return bound_maximum(cell, tolerance, None, no_progress)
+            return _bound_euclidean(cell, tolerance, seconds)
+    except (np.linalg.LinAlgError, Rejected, OutOfRange, UnsafeArithmetic):
+        return None
+
+
+def _bound_euclidean(cell: CellProblem, tolerance: float, seconds: float) -> UpperBound | None:
+    system = build_system(cell.network, cell.scale_in, cell.scale_out)
+    first = _first(system)
+    found = solve(system, tolerance, first=first, seconds=seconds)
+    if not seconds > 0:
+        found = replace(found, shares=least_shares(system, first) * (1 + 1e-9))
+    for shares, values in mixtures(system, found):
+        bound = math.sqrt(float(shares.sum())) * system.scale
+        accepted = cell.proved(bound, {"method": "multipliers", "multipliers": system.filed_as_texts(values)})
+        if accepted is not None:
+            return accepted
     return None
+
+
+def _first(system: System) -> Array:
+    """Multipliers to begin with: the better of the general ones, and of those that balance what each unit may add to the gain."""
+    best = start(system)
+    square = least_square(system, best)
+    balanced = balanced_multipliers(system)
+    for factor in (1.0, 2.0, 4.0):
+        try:
+            other = least_square(system, factor * balanced)
+        except np.linalg.LinAlgError:
+            continue
+        if other < square:
+            best, square = factor * balanced, other
+    return best
+
+
+def balanced_multipliers(system: System) -> Array:
+    """Multipliers |J| c / b for units that move the output by c and may leave their middle slope by b, J the gain at middle slopes.
+
+    Each unit adds about lambda b^2 + |J|^2 c^2 / lambda to the square of the bound, where slopes are narrow.
+    """
+    n, middle, half = system.inputs, 0.5 * (system.low + system.high), 0.5 * (system.high - system.low)
+    inputs, units = system.rows[:, :n], system.rows[:, n:]
+    triangle = np.eye(len(units)) - middle[:, None] * units
+    moved = solve_triangular(triangle, middle[:, None] * inputs, lower=True)
+    entering = inputs + units @ moved
+    leaving = solve_triangular(triangle, system.output[:, n:].T, lower=True, trans=1).T
+    gain = float(np.linalg.norm(system.output[:, :n] + system.output[:, n:] @ moved, 2))
+    b, c = half * np.linalg.norm(entering, axis=1), np.linalg.norm(leaving, axis=0)
+    multipliers: Array = (gain or 1.0) * np.maximum(c, 1e-9 * c.max(initial=1e-300)) / np.maximum(b, 1e-9 * b.max(initial=1e-300))
+    return multipliers

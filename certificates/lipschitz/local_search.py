@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -22,6 +23,7 @@ from lipctrl.certificates.lipschitz.local_multipliers import bound_cell
 
 MAX_ORDER = 700  #: variables beyond which no multipliers are sought on a cell
 CELL_TOLERANCE = 5e-3  #: of multipliers on a cell, in the square of the bound
+SMALL_ORDER, FEW_INPUTS = 64, 6  #: multipliers are sought to the end where there are few variables, or too many inputs to split
 SLICE = 0.1  #: seconds, as estimated, between two decisions what to do
 SPLITS = 64  #: cells that are split at once
 
@@ -155,18 +157,40 @@ class Search:
             node.effective = min(node.effective, node.own)
             self._push(node)
 
-    def step(self, lower: float) -> None:
-        """A slice of the work that has lowered the bound fastest so far; every fourth slice tries the other kind."""
-        known = [kind for kind in (0, 1) if self.rates[kind] is not None]
-        kind = 1 - known[0] if len(known) == 1 else int(self.rates[1] > self.rates[0]) if known else 1  # type: ignore[operator]
+    def step(self, enough: float, seconds: float) -> None:
+        """One slice of work of the kind that promises more, with ``seconds`` left.
+
+        Splitting lowers the bounds that cells have of their own; where multipliers on a larger box were better these must first
+        be caught up with, so what counts is how long that will take at the rate seen so far.
+        """
+        begun, before = time.monotonic(), (self.upper, self._own)
+        careful = self._multipliers_promise_more(seconds)
+        spent = 0.0
+        while spent < SLICE and self.heap and self.upper > enough:
+            spent += self.careful(seconds) if careful else self.plain()
+            if careful and self.upper == before[0] and time.monotonic() - begun < min(10 * SLICE, seconds):
+                spent = 0.0
+        passed = max(time.monotonic() - begun, 1e-3)
+        kind = int(careful)
+        gain = _log_ratio(before[kind == 0], self.upper if careful else self._own) / passed
+        self.rates[kind] = gain if self.rates[kind] is None else 0.5 * gain + 0.5 * (self.rates[kind] or 0.0)
+
+    @property
+    def _own(self) -> float:
+        """The bound of the worst cell by itself."""
+        return -self.heap[0][1] if self.heap else 0.0
+
+    def _multipliers_promise_more(self, seconds: float) -> bool:
+        by_splits, by_multipliers = self.rates
         self.slices += 1
-        if len(known) == 2 and self.slices % 4 == 0:
-            kind = 1 - kind
-        before, spent = self.upper, 0.0
-        while spent < SLICE and self.heap and self.upper > lower:
-            spent += self.careful() if kind else self.plain()
-        gain = math.log(before / self.upper) if 0 < self.upper < math.inf and before < math.inf else math.inf
-        self.rates[kind] = gain / spent if spent else 0.0
+        if by_multipliers is None or self.slices % 8 == 0:
+            return True
+        if by_splits is None or self.slices % 8 == 4:
+            return False
+        behind = _log_ratio(self._own, self.upper)
+        if behind <= 0:
+            return by_multipliers > by_splits
+        return not (by_splits > 0 and behind / by_splits < 0.5 * seconds)
 
     def plain(self) -> float:
         """Split the worst cells. Returns the seconds that this takes, as estimated."""
@@ -176,35 +200,42 @@ class Search:
         self.split([self.pop() for _ in range(min(count, len(self.heap)))])
         return count * each
 
-    def careful(self, tolerance: float = CELL_TOLERANCE) -> float:
-        """Seek multipliers on the worst cell that has none, splitting it where it has. Returns the estimated seconds."""
+    def careful(self, seconds: float) -> float:
+        """Seek multipliers on the worst cell that has none, or split it where it has. Returns the estimated seconds."""
         node = self.pop()
         if node.tried:
-            if not node.axis < 0:
-                self.split([node])
-                return SLICE / 10
-            self._push(node)
-            self.exhausted = True
-            return math.inf
+            if node.axis < 0:
+                self._push(node)
+                self.exhausted = True
+                return math.inf
+            self.split([node])
+            return SLICE / 10
         node.tried = True
         found, empty = self.problem.slopes(node.low[None], node.high[None])
         spent = 0.01
         if not empty[0]:
-            network = self.problem.network(found, 0)
-            spent += self._multiplied(node, network, tolerance)
+            spent += self._multiplied(node, self.problem.network(found, 0), seconds)
         self._push(node)
         return spent
 
-    def _multiplied(self, node: Node, network: Network, tolerance: float) -> float:
+    def _multiplied(self, node: Node, network: Network, seconds: float) -> float:
         order = sum(network.variables)
         if order > MAX_ORDER or self.proofs >= MAX_PROOFS:
             return 0.0
-        bound = bound_cell(self.problem, network, tolerance)
+        thorough = order <= SMALL_ORDER or not node.depth or len(self.problem.domain.free) > FEW_INPUTS
+        bound = bound_cell(self.problem, network, CELL_TOLERANCE, 0.5 * seconds if thorough else 0.0)
         if bound is not None and bound.value < node.own:
-            node.own, node.proof, node.matrix = bound.value, bound.proof, None
+            node.own, node.proof, node.matrix = bound.value, dict(bound.evidence), None
             node.effective = min(node.effective, node.own)
             self.proofs += 1
-        return 0.03 + 4e-7 * order**3
+        return 0.02 + (3e-7 if thorough else 1e-8) * order**3
+
+
+def _log_ratio(before: float, after: float) -> float:
+    """How much smaller a bound has become, as a logarithm."""
+    if not 0 < after < math.inf:
+        return 0.0 if after == math.inf else 1e3
+    return math.log(before / after) if before < math.inf else 1e3
 
 
 def tree_of(root: Node, upper: float) -> tuple[list[Any], list[dict[str, Any]]]:

@@ -7,42 +7,23 @@ from collections.abc import Callable
 from fractions import Fraction
 
 import numpy as np
-from flint import arb, ctx
 
-from lipctrl.certificates.checker.balls import PRECISION, ball, evaluate_balls
+from lipctrl.certificates.checker.bundle import graph_cost
 from lipctrl.certificates.checker.domain import Domain
 from lipctrl.certificates.checker.graph import Graph
-from lipctrl.certificates.checker.intervals import Array, from_balls
+from lipctrl.certificates.checker.intervals import Array
 from lipctrl.certificates.lipschitz.records import LowerBound
+from lipctrl.certificates.lipschitz.witness import slope_between
 from lipctrl.core.numpy_evaluation import compile_numpy
 
 Vector = tuple[Fraction, ...]
 
-MAX_EVALUATIONS = 400_000  #: rows that one search evaluates in all
+MAX_EVALUATIONS = 60_000  #: rows that the random part of a search evaluates
+MAX_PRODUCTS = 3e9  #: and about how many multiplications these may take
 STEP = 2.0**-13  #: length of difference steps, relative to the half-widths of the domain
 LENGTHS = (1.0, 2.0**-4, 2.0**-8)  #: of the final pairs, relative to what fits
-ROUNDS = 60
-
-
-def slope_of_pair(graph: Graph, norm: str, x: Vector, y: Vector, scale_in: Vector, scale_out: Vector) -> float:
-    """|S_out (f(x) - f(y))| / |S_in (x - y)| in ball arithmetic, its lower end rounded down; 0 where nothing is known."""
-    ((name, _),) = graph.input_sizes.items()
-    (output,) = graph.outputs
-    with ctx.workprec(PRECISION):
-        values = [evaluate_balls(graph, {name: [ball(v) for v in point]})[output] for point in (x, y)]
-        rise = [(a - b) * ball(s) for a, b, s in zip(*values, scale_out, strict=True)]
-        run = [ball((a - b) * s) for a, b, s in zip(x, y, scale_in, strict=True)]
-        low = float(from_balls([_size(rise, norm) / _size(run, norm)]).low[0])
-    return max(low, 0.0) if math.isfinite(low) else 0.0
-
-
-def _size(values: list[arb], norm: str) -> arb:
-    if norm == "l2":
-        return sum((v * v for v in values), arb(0)).sqrt()
-    size = arb(0)
-    for v in values:
-        size = size.max(abs(v))
-    return size
+ROUNDS = 12
+SWEEPS = 12
 
 
 class WitnessSearch:
@@ -77,7 +58,8 @@ class WitnessSearch:
         k = len(self.free)
         if not k or not bool(np.all(self.half > 0)):
             return None
-        count = int(np.clip(MAX_EVALUATIONS // ((k + 1) * ROUNDS), 4, 96))
+        rows = min(MAX_EVALUATIONS, MAX_PRODUCTS / sum(graph_cost(self.graph)))
+        count = int(np.clip(rows // ((k + 1) * ROUNDS), 4, 128))
         points = self._inside(self.low + (self.high - self.low) * self.random.random((count, k)))
         points[: count // 4] = self._corners(count // 4)
         points[0] = 0.5 * self.low + 0.5 * self.high
@@ -87,16 +69,35 @@ class WitnessSearch:
         for round_ in range(ROUNDS):
             leaders = np.argsort(-slopes)[: max(2, len(points) // 4)]
             chosen = leaders[self.random.integers(0, len(leaders), len(points))]
-            trial = self._inside(self._mutated(points[chosen], 0.5 * 0.97**round_))
+            trial = self._inside(self._mutated(points[chosen], 0.5 * 0.8**round_))
             found = self._steepest(trial)
-            better = found[0] > slopes[chosen]
-            worst = np.argsort(slopes)[: int(better.sum())]
-            keep = np.flatnonzero(better)
+            keep = np.flatnonzero(found[0] > slopes[chosen])
+            worst = np.argsort(slopes)[: len(keep)]
             points[worst], slopes[worst], directions[worst] = trial[keep], found[0][keep], found[1][keep]
-        order = np.argsort(-slopes)[:3]
-        pairs = [pair for i in order for pair in self._pairs(points[i], directions[i])]
-        bounds = [LowerBound(slope_of_pair(self.graph, self.norm, x, y, *self.scales), x, y) for x, y in pairs]
+        best = [self._climbed(points[i], slopes[i], directions[i]) for i in np.argsort(-slopes)[:3]]
+        pairs = [pair for point, direction in best for pair in self._pairs(point, direction)]
+        bounds = [LowerBound(slope_between(self.graph, x, y, *self.scales, self.norm), x, y) for x, y in pairs]
         return max(bounds, key=lambda bound: bound.value, default=None)
+
+    def _climbed(self, point: Array, slope: float, direction: Array) -> tuple[Array, Array]:
+        """Move coordinates to the ends of the domain, or half way there, as long as that is steeper: many at once, or the best one."""
+        k = len(point)
+        for _ in range(SWEEPS):
+            targets = np.concatenate([np.full((k, k), t * end + (1 - t) * point) for end in (self.low, self.high) for t in (1.0, 0.5)])
+            single = np.tile(np.eye(k, dtype=bool), (4, 1))
+            trial = np.where(single, targets, point)
+            gains = self._steepest(self._inside(trial))[0].reshape(4, k)
+            choice = gains.argmax(0)
+            together = np.where(gains.max(0) > slope, targets.reshape(4, k, k)[choice, np.arange(k), np.arange(k)], point)
+            ends = self._inside(
+                np.vstack([together, 0.5 * together + 0.5 * point, trial[int(gains.argmax() // k) * k + int(gains.argmax() % k)]])
+            )
+            slopes, directions = self._steepest(ends)
+            index = int(slopes.argmax())
+            if not slopes[index] > slope * (1 + 1e-6):
+                break
+            point, slope, direction = ends[index], float(slopes[index]), directions[index]
+        return point, direction
 
     def _corners(self, count: int) -> Array:
         return self._inside(np.where(self.random.random((count, len(self.free))) < 0.5, self.low, self.high))
@@ -139,15 +140,17 @@ class WitnessSearch:
         return sums[np.arange(count), rows], np.where(signs == 0, 1.0, signs) / self.weights[0][self.free]
 
     def _pairs(self, point: Array, direction: Array) -> list[tuple[Vector, Vector]]:
-        """Exact pairs of points of the domain along a direction, of several lengths."""
+        """Exact pairs of points of the domain along a direction, of several lengths, near the point and inside by their length."""
         pairs = []
+        middle = 0.5 * self.low + 0.5 * self.high
         for length in LENGTHS:
-            for sign in (1.0, -1.0):
-                reach = sign * direction * (length * STEP * float(self.half.min()) * 4 / max(float(np.abs(direction).max()), 1e-300))
-                first = self._inside((point - 0.5 * reach)[None])[0]
-                second = self._inside((first + reach)[None])[0]
-                x, y = self._exact(first), self._exact(second)
-                if x != y and self._holds(x) and self._holds(y):
+            size = np.abs(direction) / max(float((np.abs(direction) / self.half).max()), 1e-300)
+            share = length * STEP * 8
+            reach = np.sign(direction) * size * share
+            near = middle + (self._inside(point[None])[0] - middle) * (1 - 4 * share)
+            for first, second in ((near - 0.5 * reach, near + 0.5 * reach), (near, near + reach), (near, near - reach)):
+                x, y = (self._exact(np.clip(end, self.low, self.high)) for end in (first, second))
+                if x != y and contains(self.domain, x) and contains(self.domain, y):
                     pairs.append((x, y))
         return pairs
 
@@ -156,9 +159,6 @@ class WitnessSearch:
         for index, value in zip(self.free.tolist(), free.tolist(), strict=True):
             values[index] = Fraction(value)
         return tuple(values)
-
-    def _holds(self, x: Vector) -> bool:
-        return contains(self.domain, x)
 
 
 def contains(domain: Domain, x: Vector) -> bool:

@@ -8,6 +8,7 @@ multipliers need no barrier of their own: M > 0 implies that they are positive.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -43,16 +44,24 @@ class Multipliers:
         return self.gap / (2 * self.square) if math.isfinite(self.gap) else None
 
 
-def solve(system: System, tolerance: float = 1e-6, report: Callable[[float, float], None] | None = None) -> Multipliers:
+def solve(
+    system: System,
+    tolerance: float = 1e-6,
+    report: Callable[[float, float], None] | None = None,
+    first: Array | None = None,
+    seconds: float = math.inf,
+) -> Multipliers:
     """Multipliers whose bound is within ``tolerance`` (relative, in rho^2) of the best that this form can prove.
 
-    ``report(square, gap)`` is called at every centred point. An interrupt (Ctrl-C) ends the search with what it has. Raises
-    LinAlgError where rounding leaves no feasible start.
+    ``report(square, gap)`` is called at every centred point. ``first`` are multipliers to begin with, in place of :func:`start`.
+    After ``seconds``, or an interrupt (Ctrl-C), the search ends with what it has. Raises LinAlgError where rounding leaves no
+    feasible start.
     """
-    point = _feasible(system, start(system))
+    deadline = time.monotonic() + seconds
+    point = _feasible(system, start(system) if first is None else first)
     t, steps = system.size / point.square, 0
     try:
-        while steps < MAX_STEPS:
+        while steps < MAX_STEPS and time.monotonic() < deadline:
             steps += 1
             point, decrement = _step(system, point, t)
             if decrement == np.inf:

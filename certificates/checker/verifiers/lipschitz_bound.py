@@ -67,17 +67,26 @@ def verify(certificate: Certificate) -> Verdict:
     if set(certificate.subject) != {"policy"}:
         raise Rejected(f"a {KIND} certificate has a policy as its subject and nothing else")
     claim = certificate.claim
+    if "domain" in claim:
+        from lipctrl.certificates.checker.verifiers.local_lipschitz import verify_local  # which proves its leaves by this module
+
+        return verify_local(certificate)
     bound = prove_lipschitz(certificate.policy, claim, certificate.evidence)
-    weighted = [name for name in ("input_scale", "output_scale") if claim[name] is not None]
-    units = f"weighted by the claim's {' and '.join(weighted)}" if weighted else "in the units of the policy's input and output"
     return verified(
         kind=KIND,
         property="lipschitz",
-        claim=f"|f(x) - f(y)| <= {rounded_up(bound)} |x - y| for all x and y, in {NORMS[claim['norm']]}, {units}",
+        claim=f"|f(x) - f(y)| <= {rounded_up(bound)} |x - y| for all x and y, in {norm_in_words(claim)}",
         arithmetic=certificate.arithmetic,
         subject=certificate.digests,
         numbers={"lipschitz" if claim["norm"] == "l2" else f"lipschitz_{claim['norm']}": bound},
     )
+
+
+def norm_in_words(claim: Mapping[str, Any]) -> str:
+    """The norm of a claim and the units of its bound."""
+    weighted = [name for name in ("input_scale", "output_scale") if claim[name] is not None]
+    units = f"weighted by the claim's {' and '.join(weighted)}" if weighted else "in the units of the policy's input and output"
+    return f"{NORMS[claim['norm']]}, {units}"
 
 
 def prove_lipschitz(graph: Graph, claim: Mapping[str, Any], evidence: Mapping[str, Any]) -> float:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from lipctrl.certificates.checker import intervals as iv
-from lipctrl.certificates.checker.bundle import fields, floats
+from lipctrl.certificates.checker.bundle import Certificate, fields, floats
 from lipctrl.certificates.checker.definite import MAX_BALL_ORDER, OutOfRange, require_ieee_products
 from lipctrl.certificates.checker.domain import Domain, Leaf, read_domain, read_leaves
 from lipctrl.certificates.checker.enclosure import Remembered
@@ -30,8 +30,16 @@ from lipctrl.certificates.checker.jacobian import careful_gain, quick_gains, row
 from lipctrl.certificates.checker.local_slopes import LocalSlopes, local_slopes
 from lipctrl.certificates.checker.network import Network, Place, read_network
 from lipctrl.certificates.checker.sorts import without_sorts
-from lipctrl.certificates.checker.verdict import Rejected, shown
-from lipctrl.certificates.checker.verifiers.lipschitz_bound import NORMS, effective_scales, prove_network, scale_of_norm
+from lipctrl.certificates.checker.verdict import Rejected, Verdict, shown, verified
+from lipctrl.certificates.checker.verifiers.lipschitz_bound import (
+    KIND,
+    NORMS,
+    effective_scales,
+    norm_in_words,
+    prove_network,
+    rounded_up,
+    scale_of_norm,
+)
 from lipctrl.certificates.checker.work import Work, work_of_graph
 
 PROPERTY = "local_lipschitz"
@@ -130,6 +138,23 @@ def prove_local(graph: Graph, claim: Mapping[str, Any], evidence: Mapping[str, A
     return bound
 
 
+def verify_local(certificate: Certificate) -> Verdict:
+    """The verdict on a claim about a domain. Raises Rejected with the reason where it proves nothing."""
+    claim = certificate.claim
+    bound = prove_local(certificate.policy, claim, certificate.evidence)
+    problem, _ = read_problem(certificate.policy, claim)
+    name = PROPERTY if problem.norm == "l2" else f"{PROPERTY}_{problem.norm}"
+    where = where_it_holds(problem.domain)
+    return verified(
+        kind=KIND,
+        property=PROPERTY,
+        claim=f"|f(x) - f(y)| <= {rounded_up(bound)} |x - y| for all x and y {where}, in {norm_in_words(claim)}",
+        arithmetic=certificate.arithmetic,
+        subject=certificate.digests,
+        numbers={name: bound},
+    )
+
+
 def _prove_plain(problem: Problem, bound: float, leaves: list[Leaf]) -> None:
     """Leaves that rest on enclosed slopes alone."""
     work = problem.work()
@@ -174,18 +199,15 @@ def products_of(network: Network, norm: str) -> float:
     return each * (network.outputs if norm == "linf" else 1) + weights * (order + 100)
 
 
-def sentence(problem: Problem) -> str:
-    """Where the claim holds, in words; ends are rounded inwards."""
-    domain, names = problem.domain, [f"x{i + 1}" for i in range(len(problem.domain.low))]
+def where_it_holds(domain: Domain) -> str:
+    """The domain in words; what is rounded is rounded inwards."""
+    names, what = [f"x{i + 1}" for i in range(len(domain.low))], "box" if domain.centre is None else "ball"
     if len(names) > _SHOWN_INPUTS:
-        return f"in the {'box' if domain.centre is None else 'ball'} that the claim names"
+        return f"in the {what} of {len(names)} inputs that the claim names"
     if domain.centre is not None:
-        middle = ", ".join(str(float(c)) for c in domain.centre)
-        return f"in the claim's ball of radius {shown(domain.radius, 'down')} around ({middle})"
-    ends = zip(domain.low, domain.high, names, strict=True)
-    return "in the box " + ", ".join(f"{_inward(low, high)[0]} <= {name} <= {_inward(low, high)[1]}" for low, high, name in ends)
-
-
-def _inward(low: Fraction, high: Fraction) -> tuple[str, str]:
-    texts = shown(low, "up"), shown(high, "down")
-    return texts if Fraction(texts[0]) <= Fraction(texts[1]) else (str(low)[:40], str(high)[:40])
+        middle = ", ".join(shown(c) for c in domain.centre)
+        return f"in the ball of radius {shown(domain.radius, 'down')} around the claim's centre, about ({middle})"
+    ends = [(shown(low, "up"), shown(high, "down")) for low, high in zip(domain.low, domain.high, strict=True)]
+    if not all(Fraction(low) <= Fraction(high) for low, high in ends):
+        return "in the box that the claim names, which is too thin to be written here"
+    return "in the box " + ", ".join(f"{low} <= {name} <= {high}" for (low, high), name in zip(ends, names, strict=True))
