@@ -116,6 +116,13 @@ def test_affine_maps_lose_what_their_bound_says() -> None:
             middle = 0.0 if bias is not None else 1.0
             assert y.high[0, 0] - middle == pytest.approx(lost * iv.gamma(2 * n + 16), rel=1e-3 if middle == 0 else 0.2, abs=0)
             assert middle - y.low[0, 0] == pytest.approx(lost * iv.gamma(2 * n + 16), rel=1e-3 if middle == 0 else 0.2, abs=0)
+    weight = np.eye(50)[:1]
+    y = iv.affine(Interval(0 * weight, 2 * weight), weight, np.array([-1.0]))  # c = r = 1: 2 for both, and 1 for the bias
+    assert y.high[0, 0] - 1 == pytest.approx(3 * iv.gamma(116), rel=0.1) == -1 - y.low[0, 0]
+    y = iv.affine(iv.point(2 * weight), weight, np.array([-2.0]))
+    assert y.high[0, 0] == pytest.approx(4 * iv.gamma(116), rel=1e-3, abs=0)
+    y = iv.affine(interval(-1, 1), np.ones((1, 1)), None)  # the radius is 1 + gamma(18), and grows by 16 roundings
+    assert 1 + 33 * U <= y.high[0] <= 1 + 39 * U and -1 - 39 * U <= y.low[0] <= -1 - 33 * U
     zero = iv.affine(iv.point(np.zeros((1, 3))), np.zeros((1, 3)), None)
     assert 5 * 2.0**-1070 <= zero.high[0, 0] == -zero.low[0, 0] <= 6 * 2.0**-1070
     wide = iv.affine(Interval(np.array([[0.0, -1.0]]), np.array([[2.0, 1.0]])), np.array([[2.0, -3.0]]), np.array([0.5]))
@@ -159,6 +166,24 @@ def test_other_rounding_modes_are_refused(direction: int) -> None:
             iv.require_ieee()
     finally:
         libm.fesetround(0)
+    iv.require_ieee()
+
+
+@pytest.mark.parametrize("flag", [0x8000, 0x0040])
+def test_flushing_results_or_operands_is_refused(flag: int) -> None:
+    """Either flag of the processor's control word alone."""
+    if platform.machine() not in ("x86_64", "AMD64") or platform.system() != "Linux":
+        pytest.skip("the control word is that of another processor")
+    libm = ctypes.CDLL("libm.so.6")
+    saved, changed = (ctypes.c_uint32 * 8)(), (ctypes.c_uint32 * 8)()
+    libm.fegetenv(saved), libm.fegetenv(changed)
+    changed[7] |= flag
+    try:
+        libm.fesetenv(changed)
+        with pytest.raises(iv.UnsafeArithmetic, match="flushes subnormals"):
+            iv.require_ieee()
+    finally:
+        libm.fesetenv(saved)
     iv.require_ieee()
 
 
@@ -255,3 +280,14 @@ def test_maxima_and_minima_are_found_where_they_are(function: object, top: float
     assert ends(function(interval(31.9, 32.0))) != (-1, 1)
     for broken in (interval(np.nan, 1), interval(1, np.nan)):
         assert np.isnan(ends(function(broken))).all()
+
+
+@pytest.mark.parametrize("name", ["sin", "cos"])
+def test_sines_are_the_values_at_the_ends_less_their_errors(name: str) -> None:
+    function, extremum = getattr(iv, name), {"sin": math.pi / 2, "cos": 0.0}[name]
+    for low, high in ((extremum + 0.3, extremum + 0.4), (extremum - 0.4, extremum - 0.3), (extremum + 1, extremum + 1)):
+        (a, ea), (b, eb) = iv._kernel(name, np.array([low])), iv._kernel(name, np.array([high]))
+        assert ends(function(interval(low, high))) == (iv.down(min(a[0] - ea[0], b[0] - eb[0])), iv.up(max(a[0] + ea[0], b[0] + eb[0])))
+    beside = 1e-8  # the extremum is not inside, but cos 1e-8 rounds to 1
+    assert ends(function(interval(extremum + beside, extremum + 0.1)))[1] == 1.0
+    assert ends(function(interval(extremum + math.pi + beside, extremum + math.pi + 0.1)))[0] == -1.0
