@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from lipctrl.certificates.checker.graph import Node
 from lipctrl.core.errors import InputError
-from lipctrl.nn.network import AddNode
+from lipctrl.nn.network import AddNode, Tensors
 
 Slopes = tuple[Fraction, Fraction]
 
@@ -52,8 +52,19 @@ class Activation:
         low, high = self.slopes
         return float((low + high - 2 * low * high) / (high - low) ** 2)
 
-    def add_nodes(self, add: AddNode, operand: int) -> int:
-        """Append this activation of node ``operand``; returns the index of its output."""
+    def tensors(self, size: int) -> Tensors:
+        """The tensors that its nodes refer to where it acts on ``size`` coordinates, float64; most have none."""
+        return {}
+
+    def multipliers(self, size: int) -> Tensor | None:
+        """Multipliers, for ``size`` coordinates, of its own units where those are what keeps the norm; ``None`` for most."""
+        return None
+
+    def add_nodes(self, add: AddNode, operand: int, size: int | None = None) -> int:
+        """Append this activation of node ``operand``; returns the index of its output.
+
+        ``size`` is the length of the operand, which activations with tensors of their own need.
+        """
         operand = add(self.node(operand))
         if self.divisor != 1:
             operand = add(Node("div", (operand, add(Node("constant", (), {"values": (self.divisor,)})))))
@@ -153,7 +164,7 @@ ACTIVATIONS = {
     "abs": _named("abs", (-_ONE, _ONE), torch.abs, lambda: Elementwise("abs", torch.abs)),
     "scaled_gelu": _divided("gelu", functional.gelu, _GELU),
     "scaled_silu": _divided("silu", functional.silu, _SILU),
-}  #: by name; ``group_sort(size)`` and ``leaky_relu(slope)`` make others
+}  #: by name; ``group_sort(size)``, ``leaky_relu(slope)`` and ``householder(normal)`` make others
 
 
 def activation(choice: str | Activation) -> Activation:
@@ -161,5 +172,7 @@ def activation(choice: str | Activation) -> Activation:
     if isinstance(choice, Activation):
         return choice
     if choice not in ACTIVATIONS:
-        raise InputError(f"activation is {choice!r}, expected one of {', '.join(ACTIVATIONS)}, group_sort(size) or leaky_relu(slope)")
+        raise InputError(
+            f"activation is {choice!r}, expected one of {', '.join(ACTIVATIONS)}, group_sort(size), leaky_relu(slope) or householder(normal)"
+        )
     return ACTIVATIONS[choice]

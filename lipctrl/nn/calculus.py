@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from lipctrl.certificates.checker.definite import norm_upper_bound
 from lipctrl.core.errors import InputError
 from lipctrl.nn.activations import ACTIVATIONS, Elementwise, GroupSort
+from lipctrl.nn.householder import Householder
 from lipctrl.nn.linear_plus import LinearPlusMLP
 from lipctrl.nn.mlp import LipschitzMLP
 from lipctrl.nn.network import LipschitzNetwork
@@ -249,7 +250,7 @@ def _one(module: Any) -> float:
 _RULES: dict[type[nn.Module], Callable[[Any], float]] = {
     nn.Sequential: _product,
     nn.Linear: _linear,
-    **dict.fromkeys((nn.Identity, nn.Flatten, nn.ReLU, nn.Tanh, nn.Hardtanh, nn.ReLU6, GroupSort, Angle), _one),
+    **dict.fromkeys((nn.Identity, nn.Flatten, nn.ReLU, nn.Tanh, nn.Hardtanh, nn.ReLU6, GroupSort, Householder, Angle), _one),
     Elementwise: _elementwise,
     nn.Sigmoid: lambda module: 0.25,
     nn.GELU: lambda module: 1.12900,

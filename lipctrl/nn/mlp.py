@@ -75,9 +75,12 @@ class LipschitzMLP(LipschitzNetwork):
         return [(weight.contiguous(), bias.double()) for weight, bias in zip(weights, biases, strict=True)]
 
     def tensors(self) -> Tensors:
-        """``weight_0``, ``bias_0``, ``weight_1``, ...: :meth:`materialise` by name."""
+        """``weight_0``, ``bias_0``, ``weight_1``, ...: :meth:`materialise` by name, and the activation's own tensors."""
         pairs = enumerate(self.materialise())
-        return {f"{kind}_{k}": tensor for k, pair in pairs for kind, tensor in zip(("weight", "bias"), pair, strict=True)}
+        tensors = {f"{kind}_{k}": tensor for k, pair in pairs for kind, tensor in zip(("weight", "bias"), pair, strict=True)}
+        for width in set(self.sizes[1:-1]):
+            tensors |= self.activation.tensors(width)
+        return tensors
 
     def apply_tensors(self, x: Tensor, tensors: Tensors) -> Tensor:
         """Affine maps with activations between them."""
@@ -89,7 +92,7 @@ class LipschitzMLP(LipschitzNetwork):
         """Affine nodes with activations between them."""
         for k in range(len(self.sizes) - 1):
             if k:
-                operand = self.activation.add_nodes(add, operand)
+                operand = self.activation.add_nodes(add, operand, self.sizes[k])
             operand = add(Node("affine", (operand,), {"weight": f"weight_{k}", "bias": f"bias_{k}"}))
         return operand
 
@@ -109,7 +112,8 @@ class LipschitzMLP(LipschitzNetwork):
         """Known multipliers of each hidden layer, graded; ``None`` where the product of the layers' norms proves the bound."""
         known = self.stack.multipliers(self.built_for)
         if known is None:
-            return None
+            own = [values for n in self.sizes[1:-1] if (values := self.activation.multipliers(n)) is not None and len(values)]
+            return graded([self.built_for * values for values in own], self.lipschitz, self.built_for) if own else None
         return [self.activation.multiplier_factor * values for values in graded(known, self.lipschitz, self.built_for)]
 
     def extra_repr(self) -> str:
