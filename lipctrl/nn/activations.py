@@ -172,7 +172,6 @@ def activation(choice: str | Activation) -> Activation:
     if isinstance(choice, Activation):
         return choice
     if choice not in ACTIVATIONS:
-        raise InputError(
-            f"activation is {choice!r}, expected one of {', '.join(ACTIVATIONS)}, group_sort(size), leaky_relu(slope) or householder(normal)"
-        )
+        made = "group_sort(size), leaky_relu(slope) or householder(normal)"
+        raise InputError(f"activation is {choice!r}, expected one of {', '.join(ACTIVATIONS)}, {made}")
     return ACTIVATIONS[choice]
