@@ -291,3 +291,99 @@ def test_sines_are_the_values_at_the_ends_less_their_errors(name: str) -> None:
     beside = 1e-8  # the extremum is not inside, but cos 1e-8 rounds to 1
     assert ends(function(interval(extremum + beside, extremum + 0.1)))[1] == 1.0
     assert ends(function(interval(extremum + math.pi + beside, extremum + math.pi + 0.1)))[0] == -1.0
+
+
+# --- what only a changed line would show ----------------------------------------------------------------------------------
+
+
+def test_one_wrong_number_in_the_probe_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Vector units differ from the scalar one: each of the numbers must round to nearest."""
+
+    class LastRoundsUp(np.ndarray):
+        def __add__(self, other: object) -> np.ndarray:
+            total = np.asarray(self) + np.asarray(other)
+            total[-1] = np.nextafter(total[-1], np.inf)
+            return total
+
+    ones = np.ones
+    monkeypatch.setattr(np, "ones", lambda *shape: ones(*shape).view(LastRoundsUp))
+    with pytest.raises(iv.UnsafeArithmetic):
+        iv.require_ieee()
+
+
+def test_affine_maps_add_up_every_share_of_their_bound() -> None:
+    """Zero centres and weights that cancel leave the radius alone, which is the formula's and 16 roundings of reserve."""
+    g, u = Fraction(iv.gamma(2 * 2 + 16)), Fraction(1, 2**53)
+    point, box = iv.point(np.array([[3.0, 3.0]])), Interval(np.array([[2.0, 2.0]]), np.array([[4.0, 4.0]]))
+    cases = [
+        (point, [1.0, -1.0], None, 6 * g),  # |c| |W|; the radius of a point is 5e-324
+        (box, [1.0, -1.0], None, 2 * (1 + 4 * g)),  # |W| (r + g (|c| + r))
+        (point, [1.0, 0.0], -3.0, 6 * g),  # half of it is the bias's
+        (point, [0.5, 0.0], -1.5, 3 * g),
+    ]
+    for x, weight, bias, exact in cases:
+        y = iv.affine(x, np.array([weight]), None if bias is None else np.array([bias]))
+        assert y.high[0, 0] == -y.low[0, 0]
+        assert exact * (1 + 10 * u) <= Fraction(float(y.high[0, 0])) <= exact * (1 + 26 * u)
+
+
+def test_affine_maps_of_subnormal_numbers() -> None:
+    """What underflows in the bound is made good by the constant that is added and by the radius of a point."""
+    random = np.random.default_rng(0)
+    for scale, size in ((5e-324, 1e308), (1e-310, 1e300), (1e-308, 1e-3), (1e-160, 1e-160), (1.0, 5e-324)):
+        x = random.integers(-9, 9, (1, 5)) * scale
+        weight, bias = random.uniform(-1, 1, (3, 5)) * size, random.integers(-3, 3, 3) * scale
+        y = iv.affine(iv.point(x), weight, bias)
+        for row, b, low, high in zip(weight, bias, y.low[0], y.high[0], strict=True):
+            exact = sum((Fraction(float(w)) * Fraction(float(v)) for w, v in zip(row, x[0], strict=True)), Fraction(float(b)))
+            assert Fraction(float(low)) <= exact <= Fraction(float(high))
+
+
+def test_series_have_eight_terms_after_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A table of powers of two, at a distance of 2^-7 from its node, so that each term is seen in the sum."""
+    for j in range(9):
+        table = np.zeros((4, 9))
+        table[1, j] = 2.0 ** (7 * j)
+        monkeypatch.setattr(iv, "_table", lambda name, table=table: table)
+        value, error = iv._kernel("cos", np.array([1 / 64 + 2.0**-7, -1 / 64 + 2.0**-8]))
+        assert value.tolist() == [0, (-0.5) ** j]  # 1.5 / 64 is nearer to the even node
+        assert error.tolist() == [2.0**-51, 2.0**-51]
+
+
+@pytest.mark.parametrize(("function", "name"), [(iv.sin, "sin"), (iv.cos, "cos")])
+def test_ends_of_sine_and_cosine_carry_their_error(function: object, name: str) -> None:
+    """Where no extremum lies inside, the lesser end less its error, one step down, and the greater end alike."""
+    for low, high in ((0.25, 0.5), (2.0, 2.5), (-0.75, -0.25), (4.0, 4.25)):
+        values, errors = iv._kernel(name, np.array([low, high]))
+        expected = wider(min(values - errors), max(values + errors))
+        assert ends(function(interval(low, high))) == expected
+        least, greatest = sorted((getattr(math, name)(low), getattr(math, name)(high)))
+        assert expected[0] < least and greatest < expected[1]
+
+
+def test_values_beyond_one_are_cut() -> None:
+    """So near to an extremum that the error bound reaches beyond 1, and so far that the extremum is surely outside."""
+    for at in (math.pi / 2 + 1e-9, math.pi / 2 - 1e-9):
+        assert ends(iv.sin(interval(at, at)))[1] == 1 and ends(iv.sin(interval(-at, -at)))[0] == -1
+        assert ends(iv.cos(interval(at + math.pi / 2, at + math.pi / 2)))[0] == -1
+    assert ends(iv.cos(interval(1e-9, 1e-9)))[1] == 1 and ends(iv.sin(interval(1e-9, 1e-9)))[1] < 1e-8
+
+
+def test_the_least_numbers_have_one_step_outwards_too() -> None:
+    least = 2.0**-1020
+    assert ends(iv.tanh(interval(0, 0))) == wider(-least, least) == ends(iv.sin(interval(0, 0)))
+    assert ends(iv.sigmoid(interval(0, 0))) == wider(0.5, 0.5)
+    half = math.log(2)  # the first entry of the table
+    assert ends(iv.softplus(interval(0, 0))) == wider(half - 2.0**-51, half + 2.0**-51)
+    assert ends(iv.cos(interval(0.5, 0.5))) == wider(iv._table("cos")[32, 0] - 2.0**-51, iv._table("cos")[32, 0] + 2.0**-51)
+
+
+def test_nan_stays_in_every_operation() -> None:
+    one, half = interval(1, 2), Interval(np.array([np.nan, 1.0]), np.array([2.0, np.nan]))
+    for x in (one + half, one - half, one * half, one / half, half / one, -half, half.hull(one), half.intersect(one), iv.sqrt(half)):
+        assert np.isnan(x.low + x.high).all()
+    assert np.isnan(half.magnitude).all() and np.isnan(half.centre_radius()).all()
+    with np.errstate(invalid="ignore"):
+        assert np.isnan(ends(interval(0, 1) * interval(1, np.inf))).any() or ends(interval(0, 1) * interval(1, np.inf))[1] == np.inf
+    for x in (iv.tanh(half), iv.sigmoid(half), iv.softplus(half)):
+        assert np.isnan([x.low[0], x.high[1]]).all() and np.isfinite([x.low[1], x.high[0]]).all()

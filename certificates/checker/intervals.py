@@ -279,7 +279,7 @@ def tanh(x: Interval) -> Interval:
 def _tanh_end(x: Array, direction: int) -> Array:
     value, error = _kernel("tanh", x)
     bound = np.clip(np.nextafter(value + direction * error, direction * np.inf), -1.0, 1.0)
-    outer = np.where(np.sign(x) == direction, direction * 1.0, -direction * (1 - 2.0**-53))
+    outer = np.where(np.sign(x) == direction, direction, -direction * (1 - 2.0**-53))
     return np.asarray(np.where(np.abs(x) > 20, outer, bound))
 
 
@@ -297,5 +297,4 @@ def softplus(x: Interval) -> Interval:
 def _softplus_end(x: Array, direction: int) -> Array:
     value, error = _kernel("softplus_tail", np.abs(x))
     tail = np.where(np.abs(x) > 40, 0.0 if direction < 0 else 2.0**-57, value + direction * error)
-    tail = np.where(np.isnan(x), np.nan, tail)
     return np.asarray(np.maximum(np.nextafter(np.maximum(x, 0.0) + np.maximum(tail, 0.0), direction * np.inf), 0.0))
