@@ -16,9 +16,9 @@ from lipctrl.agents.limits import DataLimits
 from lipctrl.core.errors import InputError
 from lipctrl.core.policy import Policy
 from lipctrl.core.rationals import rationals
-from lipctrl.nn import LipschitzMLP, LipschitzPolicy, lipschitz_policy
+from lipctrl.nn import LipschitzPolicy, lipschitz_policy
 
-Layer = Literal["sandwich", "cayley", "ldlt", "bjorck", "contraction", "aol"]
+Layer = Literal["sandwich", "cayley", "ldlt", "bjorck", "contraction", "aol", "sll", "cpl", "linear-plus"]
 ActivationName = Literal["relu", "tanh", "maxmin", "softplus", "sigmoid", "leaky_relu", "abs", "scaled_gelu", "scaled_silu"]
 
 
@@ -29,9 +29,9 @@ class TrainingOptions:
     hidden: tuple[int, ...] = (32, 32)
     """Widths of the hidden layers."""
     layer: Layer = "sandwich"
-    """Family of the layers, see ``lipctrl.nn.LAYERS``: Lipschitz by construction."""
+    """Family of the layers, or a residual network (sll, cpl) or a linear map beside a network: see ``lipctrl.nn.lipschitz_policy``."""
     activation: ActivationName = "relu"
-    """Activation, see ``lipctrl.nn.ACTIVATIONS``; sandwich and ldlt layers need slopes in [0, 1]."""
+    """Activation, see ``lipctrl.nn.ACTIVATIONS``; sandwich, ldlt, sll, cpl and linear-plus need slopes in [0, 1]."""
     steps: int = 3000
     """Gradient steps (in DAgger: per round)."""
     batch_size: int = 256
@@ -68,7 +68,8 @@ class TrainingOptions:
         for name, fine in ranges.items():
             if not fine:
                 raise InputError(f"the training option {name} is {getattr(self, name)}, which is out of its range")
-        LipschitzMLP(1, (1,), 1, layer=self.layer, activation=self.activation)  # refuses pairs that do not fit together
+        # Refuses pairs that do not fit together.
+        lipschitz_policy(1, [-1], [1], 1.0, hidden=self.hidden, layer=self.layer, activation=self.activation)
 
     def table(self) -> dict[str, Any]:
         """As a table for a run's configuration."""

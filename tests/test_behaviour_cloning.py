@@ -17,11 +17,11 @@ from lipctrl.agents.training import build_policy, one_thread
 from lipctrl.core.errors import InputError, LipctrlError
 from lipctrl.core.policy import Policy
 from lipctrl.nn import ACTIVATIONS, LAYERS
+from lipctrl.nn.policy import WITH_SKIPS
 
 RESTRICTED = [name for name, activation in ACTIVATIONS.items() if activation.slope_restricted]
-FITTING = [
-    (layer, activation) for layer, stack in LAYERS.items() for activation in (RESTRICTED if stack.needs_slope_restriction else ACTIVATIONS)
-]
+NEEDY = {*WITH_SKIPS, *(layer for layer, stack in LAYERS.items() if stack.needs_slope_restriction)}
+FITTING = [(layer, name) for layer in (*LAYERS, *WITH_SKIPS) for name in (RESTRICTED if layer in NEEDY else ACTIVATIONS)]
 SMALL = TrainingOptions(hidden=(8, 8), steps=120, batch_size=32, evaluate_every=20)
 
 
@@ -114,9 +114,9 @@ def test_a_training_that_diverges_says_so(demos):
 
 
 def test_pairs_that_do_not_fit_are_refused_before_any_training():
-    pairs = {(layer, activation) for layer in LAYERS for activation in ACTIVATIONS}
+    pairs = {(layer, activation) for layer in (*LAYERS, *WITH_SKIPS) for activation in ACTIVATIONS}
     for layer, activation in pairs - set(FITTING):
-        with pytest.raises(InputError, match=rf"layer '{layer}' needs an activation .* got '{activation}'"):
+        with pytest.raises(InputError, match=rf"needs an activation .* slopes in \[0, 1\] .* got '{activation}'"):
             TrainingOptions(layer=layer, activation=activation)
 
 

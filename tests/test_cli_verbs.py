@@ -19,6 +19,7 @@ from lipctrl.cli import main, train
 from lipctrl.core.policy import Policy
 from lipctrl.envs import load_plant
 from lipctrl.nn import ACTIVATIONS, LAYERS
+from lipctrl.nn.policy import WITH_SKIPS
 
 COMMON = {"verb", "status", "level", "claim", "certificates", "seconds"}
 
@@ -206,7 +207,7 @@ def test_check_about_a_foreign_file(tmp_path, capsys):
 
 
 def test_the_command_line_offers_what_the_library_trains():
-    assert get_args(train.Layer) == get_args(training.Layer) == tuple(LAYERS)
+    assert get_args(train.Layer) == get_args(training.Layer) == (*LAYERS, *WITH_SKIPS)
     assert get_args(train.ActivationName) == get_args(training.ActivationName) == tuple(ACTIVATIONS)
 
 

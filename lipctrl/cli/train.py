@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from lipctrl.agents import Demonstrations, TrainingOptions, TrainingResult
 
 # As in lipctrl.agents.training, which is slow to import.
-Layer = Literal["sandwich", "cayley", "ldlt", "bjorck", "contraction", "aol"]
+Layer = Literal["sandwich", "cayley", "ldlt", "bjorck", "contraction", "aol", "sll", "cpl", "linear-plus"]
 ActivationName = Literal["relu", "tanh", "maxmin", "softplus", "sigmoid", "leaky_relu", "abs", "scaled_gelu", "scaled_silu"]
 
 
@@ -39,9 +39,9 @@ class Train(Verb):
     hidden: tuple[int, ...] = (32, 32)
     """Widths of the hidden layers."""
     layer: Layer = "sandwich"
-    """Family of the layers, Lipschitz by construction."""
+    """Family of the layers, or a residual network (sll, cpl), or a linear map beside a network: Lipschitz by construction."""
     activation: ActivationName = "relu"
-    """Activation; sandwich and ldlt layers take those with slopes in [0, 1]: relu, tanh, softplus, sigmoid, leaky_relu."""
+    """Activation; cayley, bjorck, contraction and aol take all, the others relu, tanh, softplus, sigmoid or leaky_relu."""
     steps: int = 3000
     """Gradient steps (dagger: per round)."""
 

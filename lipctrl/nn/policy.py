@@ -21,14 +21,18 @@ from lipctrl.core.errors import InputError, LipctrlError
 from lipctrl.core.numpy_evaluation import compile_numpy
 from lipctrl.core.rationals import floats, rationals
 from lipctrl.nn.activations import Activation
-from lipctrl.nn.mlp import LipschitzMLP
+from lipctrl.nn.linear_plus import LinearPlusMLP
+from lipctrl.nn.mlp import LAYERS, LipschitzMLP
 from lipctrl.nn.network import LipschitzNetwork
 from lipctrl.nn.proof import lipschitz_proof
+from lipctrl.nn.residual import ResidualMLP
 
 if TYPE_CHECKING:
     from lipctrl.core.policy import Policy
 
 Vector = tuple[Fraction, ...]
+
+WITH_SKIPS = ("sll", "cpl", "linear-plus")  #: names for ``lipschitz_policy`` of networks that are no chains
 
 
 class LipschitzPolicy(nn.Module):
@@ -214,8 +218,10 @@ def lipschitz_policy(
 ) -> LipschitzPolicy:
     """A policy with |u(x) - u(y)| <= ``lipschitz`` |x - y| in raw units: observation in, physical action out, Euclidean norms.
 
+    ``layer`` is a family of ``LAYERS`` (a LipschitzMLP), ``sll`` or ``cpl`` (a ResidualMLP), or ``linear-plus`` (a LinearPlusMLP).
     ``action_low`` and ``action_high`` are sequences, one number for each action. Without scales the network works on the
     raw observation. With them its own bound is ``lipschitz`` * min(observation_scale) / max(action_scale), rounded down.
+    Raises InputError for what does not fit together.
     """
     n_out = len(rationals(action_low, None, "action_low"))
     if not 0 < lipschitz < math.inf:
@@ -225,8 +231,26 @@ def lipschitz_policy(
     factor = min(scale_in) / max(scale_out)
     inner = Fraction(lipschitz) * factor * (1 if factor == 1 else 1 - Fraction(1, 2**48))  # room for the way back to raw units
     gain = float(enclose([inner], [inner]).low[0])
-    network = LipschitzMLP(observation_size, hidden, n_out, gain, layer, activation, generator=generator, device=device)
+    network = _network(observation_size, hidden, n_out, gain, layer, activation, generator).to(device)
     return LipschitzPolicy(network, action_low=action_low, action_high=action_high, **scales)
+
+
+def _network(
+    n_in: int,
+    hidden: Sequence[int],
+    n_out: int,
+    gain: float,
+    layer: str,
+    activation: str | Activation,
+    generator: torch.Generator | None,
+) -> LipschitzNetwork:
+    if layer not in (*LAYERS, *WITH_SKIPS):
+        raise InputError(f"layer is {layer!r}, expected one of {', '.join((*LAYERS, *WITH_SKIPS))}")
+    if layer == "linear-plus":
+        return LinearPlusMLP(n_in, hidden, n_out, gain, activation, generator=generator)
+    if layer in WITH_SKIPS:
+        return ResidualMLP(n_in, hidden, n_out, gain, layer, activation, generator=generator)
+    return LipschitzMLP(n_in, hidden, n_out, gain, layer, activation, generator=generator)
 
 
 def _positive(values: Any, length: int, what: str) -> Vector:
