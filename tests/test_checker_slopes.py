@@ -137,9 +137,11 @@ def test_kinks_at_numbers_between_two_floats() -> None:
     ):
         algebra, (x,) = box(ends)
         assert_ends(algebra.clip(x, (Fraction(low),), (Fraction(high),)).slope, [slopes])
-    wide = Interval(np.array([[-9.0]]), np.array([[9.0]]))
-    clipped = algebra.clip(Enclosed(wide, wide, None), (Fraction(1, 3),), (Fraction(2, 3),)).value
-    assert Fraction(clipped.low[0, 0]) <= Fraction(1, 3) and Fraction(2, 3) <= Fraction(clipped.high[0, 0])
+    edges = (Fraction(1, 3),), (Fraction(2, 3),)
+    for low, high, ends in ((-9.0, 9.0, edges[0] + edges[1]), (-9.0, -5.0, edges[0] * 2), (5.0, 9.0, edges[1] * 2)):
+        value = Interval(np.full((1, 1), low), np.full((1, 1), high))
+        clipped = algebra.clip(Enclosed(value, value, None), *edges).value
+        assert clipped.low[0, 0] == iv.from_fractions(ends[:1]).low[0] and clipped.high[0, 0] == iv.from_fractions(ends[1:]).high[0]
 
 
 def test_operations_on_two_operands() -> None:
@@ -226,6 +228,35 @@ def test_sorting_what_is_not_a_number_spoils_its_group_only() -> None:
         assert np.isnan(found.low[0]).tolist() == np.isnan(found.high[0]).tolist() == [True, True, True, False, False]
         assert found.low[0, 3:].tolist() == [6, 7] and found.high[0, 3:].tolist() == [7, 8]
 
+    rows = np.arange(9.0).reshape(3, 3)[:, ::-1].copy()
+    rows[0, 1] = np.nan
+    found = EnclosureAlgebra(np.zeros((0, 3, 1))).group_sort(Enclosed(iv.point(rows), iv.point(rows), None), 3).value
+    assert np.isnan(found.low).tolist() == np.isnan(found.high).tolist() == [[True] * 3, [False] * 3, [False] * 3]
+    assert found.low[1:].tolist() == found.high[1:].tolist() == [[3, 4, 5], [6, 7, 8]]
+
+
+def test_slopes_that_are_intervals_are_chosen_whole() -> None:
+    """Slopes of [1, 2] and [-3, 5] in one seed: either as it is, or both."""
+    algebra = EnclosureAlgebra(np.full((1, 1, 1), 100.0))
+    slopes = {"x": (1.0, 2.0), "y": (-3.0, 5.0)}
+
+    def operand(name: str, low: float, high: float) -> Enclosed:
+        ends = (np.full((1, 1), v) for v in (low, high))
+        slope = Interval(*(np.full((1, 1, 1), v) for v in slopes[name]))
+        value = Interval(*ends)
+        return Enclosed(value, value, slope)
+
+    for x, y, larger, smaller in (((0, 1), (2, 3), "y", "x"), ((2, 3), (0, 1), "x", "y"), ((0, 2), (1, 3), "", "")):
+        a, b = operand("x", *x), operand("y", *y)
+        ranks = algebra.group_sort(algebra.concatenate(a, b), 2).slope
+        for name, found in (
+            (larger, algebra.max(a, b).slope),
+            (smaller, algebra.min(a, b).slope),
+            (smaller, ranks.take([0])),
+            (larger, ranks.take([1])),
+        ):
+            assert_ends(found, [slopes.get(name, (-3.0, 5.0))])
+
 
 def test_joining_and_selecting() -> None:
     algebra, (x, y) = box((0, 1), (2, 4))
@@ -280,6 +311,29 @@ def test_values_are_cut_with_what_the_slopes_give() -> None:
     total = algebra.add(Enclosed(wide, x.centre, x.slope), algebra.mul(algebra.constant((Fraction(3),)), y))
     assert_ends(total.value, [(0.5 - 6.5, 0.5 + 6.5)], accuracy=1e-12)
     assert total.value.low[0, 0] < -6 and total.value.high[0, 0] > 7
+
+
+def test_constants_and_leaks_between_two_floats() -> None:
+    """1/3 and 7/5 are no floats: neither the number nor what slopes are multiplied with may be taken for its neighbour."""
+    for number in (Fraction(1, 3), Fraction(7, 5)):
+        value = EnclosureAlgebra(np.zeros((0, 1, 1))).constant((number,)).value
+        assert Fraction(value.low[0, 0]) < number < Fraction(value.high[0, 0])
+        for low, high in ((-2.0, -1.0), (-2.0, 1.0)):
+            algebra, (x,) = box((low, high))
+            for factor in range(1, 100):
+                slope = algebra.leaky_relu(Enclosed(x.value, x.centre, iv.point(np.full((1, 1, 1), float(factor)))), number).slope
+                assert Fraction(slope.low[0, 0, 0]) <= factor * number <= Fraction(slope.high[0, 0, 0])
+
+
+def test_what_slopes_give_is_rounded_outwards() -> None:
+    """Centre +- 16 times 1, and 4 (16 + 4) roundings; at slope 0 one step outwards."""
+    ones, wide = np.ones((16, 1, 1)), Interval(np.full((1, 1), -99.0), np.full((1, 1), 99.0))
+    centre = Interval(np.zeros((1, 1)), np.ones((1, 1)))
+    value = EnclosureAlgebra(ones)._tightened(wide, centre, Interval(-ones, 0 * ones)).value
+    assert 16 * (1 + 80 * iv.UNIT) <= -value.low[0, 0] < 16 * (1 + 85 * iv.UNIT)
+    assert 17 * (1 + 60 * iv.UNIT) <= value.high[0, 0] < 17 * (1 + 85 * iv.UNIT)
+    still = EnclosureAlgebra(ones)._tightened(wide, centre, Interval(0 * ones, 0 * ones)).value
+    assert (still.low[0, 0], still.high[0, 0]) == (iv.down(-(2.0**-1000)), iv.up(1.0))
 
 
 def test_underflow_of_the_radius_is_covered() -> None:

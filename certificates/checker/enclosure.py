@@ -82,7 +82,7 @@ class EnclosureAlgebra:
             return Enclosed(value, centre, None)
         # |S (x - c)| <= sum of |S_j| r_j, computed with at most k + 2 roundings on a path; underflow loses less than 2^-1000
         spread = (slope.magnitude * self._radius).sum(0) * (1 + 4 * (len(slope.low) + 4) * iv.UNIT) + 2.0**-1000
-        shape = (*slope.low.shape[:2], value.low.shape[-1])
+        shape = (*slope.low.shape[:2], value.low.shape[1])
         slope = Interval(np.broadcast_to(slope.low, shape), np.broadcast_to(slope.high, shape))
         total = Interval(iv.down(centre.low - spread), iv.up(centre.high + spread))
         return Enclosed(value.intersect(total), centre, slope)
@@ -185,7 +185,7 @@ class EnclosureAlgebra:
 
     def abs(self, x: Enclosed) -> Enclosed:
         def function(v: Interval) -> Interval:
-            return Interval(np.maximum(np.maximum(v.low, -v.high), 0.0) + 0 * v.low, v.magnitude)
+            return Interval(np.maximum(np.maximum(v.low, -v.high), 0.0), v.magnitude)
 
         return self._scalar(x, function, lambda v: _step(v, -1.0, 1.0))
 
@@ -233,7 +233,7 @@ class EnclosureAlgebra:
         return self._tightened(iv.affine(x.value, weight, bias), iv.affine(x.centre, weight, bias), slope)
 
     def group_sort(self, x: Enclosed, group_size: int) -> Enclosed:
-        n = x.value.low.shape[-1]
+        n = x.value.low.shape[1]
         parts = [self._sorted(_select(x, np.arange(i, min(i + group_size, n)))) for i in range(0, n, group_size)]
         return self.concatenate(*parts)
 
@@ -242,7 +242,7 @@ class EnclosureAlgebra:
         low, high = x.value.low, x.value.high
         below = (high[..., None, :] < low[..., :, None]).sum(-1)
         above = (low[..., None, :] > high[..., :, None]).sum(-1)
-        size = low.shape[-1]
+        size = low.shape[1]
         slope = None
         if x.slope is not None:
             lows, highs = [], []
@@ -274,8 +274,8 @@ class EnclosureAlgebra:
 
 def _ascending(v: Interval) -> Interval:
     """Sort both ends; np.sort hides a NaN at the end, so one NaN spoils the whole group."""
-    broken = (np.isnan(v.low) | np.isnan(v.high)).any(-1, keepdims=True)
-    return Interval(np.where(broken, np.nan, np.sort(v.low, -1)), np.where(broken, np.nan, np.sort(v.high, -1)))
+    broken = (np.isnan(v.low) | np.isnan(v.high)).any(1, keepdims=True)
+    return Interval(np.where(broken, np.nan, np.sort(v.low, 1)), np.where(broken, np.nan, np.sort(v.high, 1)))
 
 
 def _exp(v: Interval) -> Interval:
@@ -324,12 +324,12 @@ def _select(x: Enclosed, indices: object) -> Enclosed:
 
 
 def _batched(v: Interval, batch: int) -> Interval:
-    shape = (batch, v.low.shape[-1])
+    shape = (batch, v.low.shape[1])
     return Interval(np.broadcast_to(v.low, shape), np.broadcast_to(v.high, shape))
 
 
 def _slope_or_zero(part: Enclosed, total: int, batch: int) -> Interval:
-    shape = (total, batch, part.value.low.shape[-1])
+    shape = (total, batch, part.value.low.shape[1])
     if part.slope is None:
         return iv.point(np.zeros(shape))
     return Interval(np.broadcast_to(part.slope.low, shape), np.broadcast_to(part.slope.high, shape))
