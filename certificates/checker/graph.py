@@ -162,7 +162,7 @@ def _size_of(node: Node, sizes: Sequence[int], graph: Graph) -> int:
     if not all(type(i) is int and 0 <= i < len(sizes) for i in node.inputs):
         raise GraphError(f"operands {node.inputs} must be earlier nodes")
     if (arity is not None and len(node.inputs) != arity) or (arity is None and not node.inputs):
-        raise GraphError(f"has {len(node.inputs)} operands, expected {arity or 'at least one'}")
+        raise GraphError(f"has {len(node.inputs)} operands, expected {'at least one' if arity is None else arity}")
     operands = [sizes[i] for i in node.inputs]
     rule: Callable[[Node, list[int], Graph], int] = _RULES.get(node.op, _same_size)
     return rule(node, operands, graph)
@@ -318,7 +318,6 @@ def graph_from_json(data: object, tensors: Mapping[str, np.ndarray], nesting: in
             raise GraphError("graph names tensors that are not in the weights file")
         tensors = {name: tensors[name] for name in data["tensors"]}
         for name, descriptor in data["tensors"].items():
-            _check_tensor(name, tensors[name])
             if descriptor != tensor_descriptor(tensors[name]):
                 raise GraphError(f"tensor {name!r} differs from its descriptor (dtype, shape or SHA-256)")
     nodes = tuple(_node_from_json(item, tensors, nesting) for item in data["nodes"])
