@@ -314,8 +314,8 @@ def test_values_are_cut_with_what_the_slopes_give() -> None:
 
 
 def test_constants_and_leaks_between_two_floats() -> None:
-    """1/3 and 7/5 are no floats: neither the number nor what slopes are multiplied with may be taken for its neighbour."""
-    for number in (Fraction(1, 3), Fraction(7, 5)):
+    """Numbers that are no floats, the nearest one above or below: neither the number nor what slopes are multiplied with may be taken for its neighbour."""
+    for number in (Fraction(1, 3), Fraction(1, 10), Fraction(7, 5), Fraction(11, 10)):
         value = EnclosureAlgebra(np.zeros((0, 1, 1))).constant((number,)).value
         assert Fraction(value.low[0, 0]) < number < Fraction(value.high[0, 0])
         for low, high in ((-2.0, -1.0), (-2.0, 1.0)):
