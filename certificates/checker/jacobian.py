@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from lipctrl.certificates.checker import intervals as iv
-from lipctrl.certificates.checker.definite import OutOfRange, norm_upper_bound
+from lipctrl.certificates.checker.definite import OutOfRange, exact, is_semidefinite
 from lipctrl.certificates.checker.intervals import Array, Interval
 
 TINY = 2.0**-500  #: exceeds what underflow can take from a norm below
@@ -35,16 +35,24 @@ def quick_gains(matrices: Interval) -> Array:
     return gains
 
 
-def careful_gain(matrix: Interval) -> float:
-    """A Euclidean gain of one interval matrix (n_out, n_in): that of its middle and of its radius, or of its absolute values."""
-    quick = float(quick_gains(Interval(matrix.low[None], matrix.high[None]))[0])
+def gain_is_at_most(matrix: Interval, bound: float) -> bool:
+    """Whether the Euclidean gain of one interval matrix (n_out, n_in) is *proved* to be at most the bound.
+
+    By the gains of its middle and of its radius together, or by that of its absolute values.
+    """
     middle, radius = matrix.centre_radius()
     spread = float(quick_gains(iv.point(radius[None]))[0])
     try:
-        bounds = [norm_upper_bound(middle) + spread, norm_upper_bound(matrix.magnitude), quick]
+        return _norm_is_at_most(middle, float(iv.down(bound - spread))) or _norm_is_at_most(matrix.magnitude, bound)
     except OutOfRange:
-        return quick
-    return min(float(iv.up(bound)) for bound in bounds)
+        return False
+
+
+def _norm_is_at_most(matrix: Array, bound: float) -> bool:
+    if not bound > 0:
+        return False
+    side, tall = exact(np.array(bound)), exact(matrix if matrix.shape[0] >= matrix.shape[1] else matrix.T)
+    return is_semidefinite(side * side * exact(np.eye(tall.value.shape[1])) - tall.T @ tall)
 
 
 def _slack(size: Array) -> float:

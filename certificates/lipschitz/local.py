@@ -22,6 +22,7 @@ from lipctrl.core.progress import Progress, no_progress
 from lipctrl.core.rationals import rational, rationals
 
 MARGIN = 1e-9  #: relative, between the bound that was found and the one that is claimed
+SHARED = 0.5  #: of the budget: until then both searches go on
 _SIZES = (1.0, 1 + 1e-7, 1 + 1e-5, 1 + 1e-3)  #: of the claimed bound, should the checker refuse a smaller one
 
 
@@ -116,21 +117,21 @@ class _Certifier:
         """Search, then prove."""
         if not len(self.problem.domain.free):
             return LipschitzCertificate(self.graph, self._proved(0.0, [None], []), None, None)
-        search = Search(self.problem)
-        root = search.start()
+        searches = [Search(self.problem, by_multipliers) for by_multipliers in (True, False)]
         try:
             self._improve(None)
-            self._search(search)
-            self._improve(search.worst(64))
+            self._search(searches)
+            self._improve(_best(searches).worst(64))
         except KeyboardInterrupt:
             pass
+        search = _best(searches)
         upper = search.upper
         if not math.isfinite(upper):
             raise LipctrlError("no bound on this domain could be proved: values or slopes there are not finite")
         for size in _SIZES:
             bound = upper * (1 + MARGIN) * size
             try:
-                proved = self._proved(bound, *tree_of(root, bound))
+                proved = self._proved(bound, *tree_of(search.root, bound))
             except Rejected:
                 continue
             self.progress(1.0, f"upper bound {rounded_up(bound)}", proved)
@@ -141,19 +142,20 @@ class _Certifier:
     def _least(self) -> float:
         return 0.0 if self.lower is None else self.lower.value
 
-    def _search(self, search: Search) -> None:
+    def _search(self, searches: list[Search]) -> None:
+        """Both searches get equal time at first, then the better one goes on alone."""
         begun = time.monotonic()
         enough = self._least * (1 + self.budget.tolerance)
-        while search.heap and search.upper > enough and search.cells < min(self.budget.cells, MAX_LEAVES):
+        while (best := _best(searches)).upper > enough and best.cells < min(self.budget.cells, MAX_LEAVES):
             left = self.budget.seconds - (time.monotonic() - begun)
             if left <= 0:
                 break
             spent = 1 - left / self.budget.seconds
-            self.progress(0.1 + 0.8 * spent, f"bound {search.upper:.6g} on {search.cells} cells (not yet proved)", None)
-            before = search.upper
-            search.step(enough, left)
-            if search.exhausted and search.upper == before:
+            self.progress(0.1 + 0.8 * spent, f"bound {rounded_up(best.upper)} on {best.cells} cells (not yet proved)", None)
+            able = [search for search in searches if not search.exhausted]
+            if not able:
                 break
+            (min(able, key=lambda search: search.seconds) if spent < SHARED else _best(able)).step(enough, left)
 
     def _improve(self, starts: np.ndarray | None) -> None:
         found = self.witnesses.search(starts)
@@ -166,3 +168,7 @@ class _Certifier:
         evidence = {"method": "cells", "tree": tree, "proofs": proofs}
         prove_local(self.graph, claim, evidence)
         return UpperBound(float(bound), "cells", claim, evidence)
+
+
+def _best(searches: list[Search]) -> Search:
+    return min(searches, key=lambda search: search.upper)

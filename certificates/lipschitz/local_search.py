@@ -15,7 +15,7 @@ import numpy as np
 from lipctrl.certificates.checker.domain import halves
 from lipctrl.certificates.checker.enclosure import Enclosed, Scalar
 from lipctrl.certificates.checker.intervals import Array, Interval
-from lipctrl.certificates.checker.jacobian import careful_gain, quick_gains, row_gains
+from lipctrl.certificates.checker.jacobian import quick_gains, row_gains
 from lipctrl.certificates.checker.local_slopes import Cells, Local, LocalAlgebra, LocalSlopes, entering
 from lipctrl.certificates.checker.network import Network
 from lipctrl.certificates.checker.verifiers.local_lipschitz import MAX_PROOFS, Problem
@@ -39,7 +39,6 @@ class Node:
     effective: float
     depth: int = 0
     proof: dict[str, Any] | None = None
-    matrix: Interval | None = None  #: while only quick gains are known
     tried: bool = False
     children: tuple[Node, Node] | None = None
 
@@ -61,23 +60,28 @@ class _Blaming(LocalAlgebra):
 
 @dataclass
 class Search:
-    """Branch and bound on one problem."""
+    """Branch and bound on one problem.
+
+    Where ``by_multipliers``, a cell is split only when its multipliers are known: few cells, each bounded well. Otherwise cells
+    are split by what their slopes alone say, very many of them, and multipliers are sought where that pays.
+    """
 
     problem: Problem
+    by_multipliers: bool
     heap: list[tuple[float, float, int, Node]] = field(default_factory=list)
+    root: Node = field(init=False)
     cells: int = 0
     proofs: int = 0
     counter: Any = field(default_factory=itertools.count)
-    rates: list[float | None] = field(default_factory=lambda: [None, None])  #: log bound a second, by splitting and by multipliers
+    rates: dict[bool, float | None] = field(default_factory=lambda: {False: None, True: None})  #: log bound a second; True: multipliers
     slices: int = 0
+    seconds: float = 0.0
     exhausted: bool = False  #: nothing is left to try on the worst cell
 
-    def start(self) -> Node:
-        """The root, with the best bound that it allows by itself."""
+    def __post_init__(self) -> None:
         low, high = self.problem.domain.box()
-        (root,) = self._evaluated([(low, high, 0, math.inf)])
-        self._push(root)
-        return root
+        (self.root,) = self._evaluated([(low, high, 0, math.inf)])
+        self._push(self.root)
 
     @property
     def upper(self) -> float:
@@ -108,17 +112,26 @@ class Search:
             part = boxes[start : start + at_once]
             found, empty, blame = self._analysed(np.stack([b[0] for b in part]), np.stack([b[1] for b in part]))
             with np.errstate(all="ignore"):
-                matrices = self.problem.matrices(found, len(part))
-                gains = (quick_gains if self.problem.norm == "l2" else row_gains)(matrices)
+                gains = self._gains(self.problem.matrices(found, len(part)))
             gains = np.where(empty, 0.0, np.where(np.isnan(gains), np.inf, gains))
-            careful = self.problem.norm == "l2" and min(matrices.low.shape[1:]) > 1
             for i, (low, high, depth, around) in enumerate(part):
                 axis = self._axis(low, high, np.broadcast_to(blame, (len(free), len(part)))[:, i])
                 own = float(gains[i])
-                matrix = Interval(matrices.low[i].copy(), matrices.high[i].copy()) if careful else None
-                nodes.append(Node(low, high, axis, own, min(own, around), depth, matrix=matrix))
+                nodes.append(Node(low, high, axis, own, min(own, around), depth))
         self.cells += len(boxes)
         return nodes
+
+    def _gains(self, matrices: Interval) -> Array:
+        """What the checker will find, up to rounding."""
+        if self.problem.norm != "l2":
+            return row_gains(matrices)
+        quick = quick_gains(matrices)
+        if min(matrices.low.shape[1:]) == 1 or not np.isfinite(quick).all():
+            return quick
+        middle, radius = matrices.centre_radius()
+        middles = np.linalg.norm(middle, 2, axis=(1, 2)) + quick_gains(Interval(radius, radius))
+        gains: Array = np.minimum(quick, np.minimum(middles, np.linalg.norm(matrices.magnitude, 2, axis=(1, 2))) * (1 + 1e-12))
+        return gains
 
     def _axis(self, low: Array, high: Array, blame: Array) -> int:
         free = self.problem.domain.free
@@ -146,63 +159,36 @@ class Search:
             self._push(left)
             self._push(right)
 
-    def pop(self) -> Node:
-        """The node with the greatest bound, its gain computed with care."""
-        while True:
-            node = heapq.heappop(self.heap)[-1]
-            if node.matrix is None:
-                return node
-            node.own = min(node.own, careful_gain(node.matrix))
-            node.matrix = None
-            node.effective = min(node.effective, node.own)
-            self._push(node)
-
     def step(self, enough: float, seconds: float) -> None:
-        """One slice of work of the kind that promises more, with ``seconds`` left.
-
-        Splitting lowers the bounds that cells have of their own; where multipliers on a larger box were better these must first
-        be caught up with, so what counts is how long that will take at the rate seen so far.
-        """
-        begun, before = time.monotonic(), (self.upper, self._own)
-        careful = self._multipliers_promise_more(seconds)
-        spent = 0.0
-        while spent < SLICE and self.heap and self.upper > enough:
+        """One slice of work, with ``seconds`` left."""
+        careful = self.by_multipliers or self._multipliers_are_faster()
+        begun, before, spent = time.monotonic(), self.upper, 0.0
+        while spent < SLICE and self.heap and self.upper > enough and not self.exhausted:
             spent += self.careful(seconds) if careful else self.plain()
-            if careful and self.upper == before[0] and time.monotonic() - begun < min(10 * SLICE, seconds):
-                spent = 0.0
         passed = max(time.monotonic() - begun, 1e-3)
-        kind = int(careful)
-        gain = _log_ratio(before[kind == 0], self.upper if careful else self._own) / passed
-        self.rates[kind] = gain if self.rates[kind] is None else 0.5 * gain + 0.5 * (self.rates[kind] or 0.0)
+        self.seconds += passed
+        rate, known = _log_ratio(before, self.upper) / passed, self.rates[careful]
+        self.rates[careful] = rate if known is None else 0.5 * rate + 0.5 * known
 
-    @property
-    def _own(self) -> float:
-        """The bound of the worst cell by itself."""
-        return -self.heap[0][1] if self.heap else 0.0
-
-    def _multipliers_promise_more(self, seconds: float) -> bool:
-        by_splits, by_multipliers = self.rates
+    def _multipliers_are_faster(self) -> bool:
+        """At lowering the bound, from what was seen; now and then the slower way is tried again."""
         self.slices += 1
-        if by_multipliers is None or self.slices % 8 == 0:
-            return True
-        if by_splits is None or self.slices % 8 == 4:
-            return False
-        behind = _log_ratio(self._own, self.upper)
-        if behind <= 0:
-            return by_multipliers > by_splits
-        return not (by_splits > 0 and behind / by_splits < 0.5 * seconds)
+        by_splits, by_multipliers = self.rates[False], self.rates[True]
+        if by_splits is None or by_multipliers is None:
+            return by_splits is not None
+        return (by_multipliers > by_splits) != (self.slices % 8 == 0)
 
     def plain(self) -> float:
         """Split the worst cells. Returns the seconds that this takes, as estimated."""
         work = self.problem.work()
-        each = 3e-8 * (2 * work.cell + 2 * work.batch // SPLITS)
-        count = max(1, min(SPLITS, int(SLICE / each)))
-        self.split([self.pop() for _ in range(min(count, len(self.heap)))])
-        return count * each
+        each = 3e-8 * 2 * work.cell
+        nodes = [heapq.heappop(self.heap)[-1] for _ in range(min(SPLITS, len(self.heap), max(1, int(SLICE / each))))]
+        self.split(nodes)
+        return len(nodes) * each + 3e-8 * work.batch
 
     def careful(self, seconds: float) -> float:
         """Seek multipliers on the worst cell that has none, or split it where it has. Returns the estimated seconds."""
-        node = self.pop()
+        node = heapq.heappop(self.heap)[-1]
         if node.tried:
             if node.axis < 0:
                 self._push(node)
@@ -225,7 +211,7 @@ class Search:
         thorough = order <= SMALL_ORDER or not node.depth or len(self.problem.domain.free) > FEW_INPUTS
         bound = bound_cell(self.problem, network, CELL_TOLERANCE, 0.5 * seconds if thorough else 0.0)
         if bound is not None and bound.value < node.own:
-            node.own, node.proof, node.matrix = bound.value, dict(bound.evidence), None
+            node.own, node.proof = bound.value, dict(bound.evidence)
             node.effective = min(node.effective, node.own)
             self.proofs += 1
         return 0.02 + (3e-7 if thorough else 1e-8) * order**3
