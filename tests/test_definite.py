@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lipctrl.certificates.checker.definite import (
+    LEAST_MONOMIAL,
     MAX_ORDER,
     Counted,
     OutOfRange,
@@ -21,6 +22,7 @@ from lipctrl.certificates.checker.definite import (
     is_semidefinite_within,
     norm_upper_bound,
     require_ieee_products,
+    stack,
     symmetric,
 )
 from lipctrl.certificates.checker.intervals import UnsafeArithmetic
@@ -223,6 +225,10 @@ def test_roundings_and_least_monomials_are_counted():
         ((a * row) @ (b * b), 5, 0.09375),
         (a / row, 1, 0.5 / 7),
         ((a * row) / row, 2, 1.5 / 7),
+        (a / exact(np.array([0.5, 0.25, 0.5])), 1, 0.5),
+        (exact(np.ones((2, 1, 3))) @ exact(np.ones((2, 3, 4))), 3, 1.0),
+        (stack([a, a * row]), 1, 0.5),
+        (stack([a * row * row, row[None]]), 2, 3.0),
         (symmetric({(0, 0): exact(np.eye(1)), (1, 0): b @ a[:, :1], (1, 1): exact(2.0**-9 * np.eye(3))}, [1, 3]), 1, 2.0**-9),
         (symmetric({(0, 0): exact(np.eye(1)) * exact(np.ones(1)), (1, 1): exact(2.0**9 * np.eye(3))}, [1, 3]), 1, 1.0),
     ]
@@ -257,6 +263,31 @@ def test_products_that_underflow_are_refused():
     with pytest.raises(OutOfRange, match="underflow"):
         product.radius()
     assert (small @ small @ large @ large).radius() < 1e-14
+
+
+def test_digits_that_underflow_took_stay_lost():
+    """1.25 * 2^-1074 is rounded to 2^-1074; five times 2^200 bring the size back, but not the quarter."""
+    small, large = exact(np.full((1, 1), 2.0**-200)), exact(np.full((1, 1), 2.0**200))
+    for product in (lambda a, b: a * b, lambda a, b: a @ b, lambda a, b: a / exact(1 / b.value)):
+        number = exact(np.full((1, 1), 1.25 * 2.0**-74))
+        for factor in [small] * 5 + [large] * 5:
+            number = product(number, factor)
+        assert number.value == 2.0**-74
+        with pytest.raises(OutOfRange, match="underflow"):
+            number.radius()
+
+
+def test_monomials_may_be_as_small_as_their_limit():
+    small = exact(np.full(1, 2.0**-200))
+    product = small * small * small * small * exact(np.full(1, 2.0**-160))
+    assert product.least == LEAST_MONOMIAL == 2.0**-960 and product.radius() > 0
+    for smaller in (product * exact(np.full(1, 0.75)), product / exact(np.full(1, 1.5))):
+        assert smaller.least == 0
+        with pytest.raises(OutOfRange, match="underflow"):
+            smaller.radius()
+    assert (product / exact(np.full(1, 0.5))).least == LEAST_MONOMIAL
+    with pytest.raises(OutOfRange, match="underflow"):
+        Counted(np.ones(1), np.ones(1), 0, math.nan).radius()
 
 
 def test_division_needs_exact_divisors():

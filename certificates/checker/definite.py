@@ -58,17 +58,17 @@ class Counted:
 
     def __mul__(self, other: Counted) -> Counted:
         count = self.count + other.count + 1
-        return Counted(self.value * other.value, self.magnitude * other.magnitude, count, self.least * other.least)
+        return Counted(self.value * other.value, self.magnitude * other.magnitude, count, _least(self.least * other.least))
 
     def __matmul__(self, other: Counted) -> Counted:
         count = self.count + other.count + self.value.shape[-1]
-        return Counted(self.value @ other.value, self.magnitude @ other.magnitude, count, self.least * other.least)
+        return Counted(self.value @ other.value, self.magnitude @ other.magnitude, count, _least(self.least * other.least))
 
     def __truediv__(self, other: Counted) -> Counted:
         """Division by exact floats that are not zero."""
         if other.count:
             raise TypeError("a Counted array is divided by exact floats only")
-        least = self.least / float(other.magnitude.max(initial=1.0))
+        least = _least(self.least / float(other.magnitude.max(initial=1.0)))
         return Counted(self.value / other.value, self.magnitude / other.magnitude, self.count + 1, least)
 
     def __neg__(self) -> Counted:
@@ -90,6 +90,11 @@ class Counted:
             raise OutOfRange("a product of numbers may underflow")
         # count*u/(1 - 2*count*u) covers the rounding of the magnitude too; the extra 8 covers this product.
         return (self.count + 8) * UNIT * self.magnitude
+
+
+def _least(product: float) -> float:
+    """0 for what may have underflowed: larger factors do not bring lost digits back."""
+    return product if product >= LEAST_MONOMIAL else 0.0
 
 
 def exact(values: Array) -> Counted:
