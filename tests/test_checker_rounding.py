@@ -81,6 +81,12 @@ def test_errors_of_assumed_functions_grow_with_their_slopes() -> None:
         assert_just_above(getattr(ALGEBRA, name)(rounded((-30.0, 30.0, 0.0))), [3 * (2 * U + ETA)])
 
 
+def test_functions_of_unknown_accuracy_need_an_assumption() -> None:
+    for name in ("tanh", "sigmoid"):
+        with pytest.raises(GraphError, match="activation_ulp"):
+            getattr(RoundingAlgebra(np.zeros((0, 1, 1)), None), name)(rounded(X))
+
+
 def test_errors_that_are_only_passed_on() -> None:
     a, b = rounded((-1, 1, 1.0), (0, 1, 2.0), (0, 2, 0.5)), rounded((-1, 1, 3.0), (0, 1, 0.25), (0, 2, 0.5))
     for result in (ALGEBRA.neg(a), ALGEBRA.relu(a), ALGEBRA.abs(a)):
