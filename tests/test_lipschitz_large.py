@@ -278,3 +278,11 @@ def test_wide_networks_have_bounds_by_windows():
     product = math.prod(float(np.linalg.norm(graph.tensors[f"w{k}"], 2)) for k in range(21))
     assert len(evidence["windows"]) > 3 and bound < product / 50
     assert proves(graph, bound, evidence)
+
+
+def test_deep_sorted_networks_fall_back_to_windows():
+    """Sums pass through every sort, so that roundings of one matrix add up over twenty layers; windows have few of them."""
+    graph = network((4, *[12] * 18, 2), "group_sort", seed=5, group_size=2)
+    upper = certify_lipschitz(graph, witness=False, tolerance=1e-2).upper
+    product = math.prod(float(np.linalg.norm(graph.tensors[f"w{k}"], 2)) for k in range(19))
+    assert upper.method in ("multipliers", "windows") and upper.value < product / 5

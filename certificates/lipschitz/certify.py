@@ -88,7 +88,7 @@ def _upper_bound(problem: Problem, multipliers: Sequence[Array] | None, toleranc
     best = product
     optimal = product is not None and product.value <= floor * (1 + tolerance)
     small = multipliers is not None or sum(problem.network.variables) <= MAX_NEWTON_ORDER
-    if problem.network.layers and not optimal and (small or problem.norm == "l2"):
+    if len(problem.network.signals) > 2 and not optimal and (small or problem.norm == "l2"):
         try:
             with np.errstate(all="ignore"):
                 if problem.norm == "linf":
@@ -125,7 +125,8 @@ def _multiplied(
         accepted = problem.proved(bound, evidence, found.relative_gap)
         if accepted is not None:
             return accepted
-    return None
+    # linear forms that pass through many sorted layers: each window has fewer roundings to account for
+    return None if multipliers is not None else _by_windows(problem, tolerance, product, progress, system.size // 2)
 
 
 def _in_parts(problem: Problem, tolerance: float, product: UpperBound | None, progress: Progress) -> UpperBound | None:
@@ -142,11 +143,14 @@ def _in_parts(problem: Problem, tolerance: float, product: UpperBound | None, pr
                     return accepted
         except (np.linalg.LinAlgError, Rejected):  # no chain, or floats that leave no multipliers
             pass
+    return _by_windows(problem, tolerance, product, progress, WINDOW_ORDER)
 
+
+def _by_windows(problem: Problem, tolerance: float, product: UpperBound | None, progress: Progress, order: int) -> UpperBound | None:
     def report(done: int, count: int) -> None:
         progress(0.8 * done / count, f"window {done} of {count}", product)
 
-    windows = bound_by_windows(network, *scales, tolerance, report=report)
+    windows = bound_by_windows(problem.network, problem.scale_in, problem.scale_out, tolerance, order, report)
     return None if windows is None else problem.proved(*windows)
 
 

@@ -10,7 +10,7 @@ from lipctrl.certificates.checker.network import Activation, Affine, Concatenati
 SWEEPS = 40
 
 
-def pattern_floor(network: Network, scale_in: Array, scale_out: Array, norm: str = "l2", restarts: int = 20, seed: int = 0) -> float:
+def pattern_floor(network: Network, scale_in: Array, scale_out: Array, norm: str = "l2", restarts: int = 100, seed: int = 0) -> float:
     """The greatest |S_out J S_in^-1| found by ascent, J the slope of the network under a choice of slopes for every unit (or of
     an order in each sorted group). A float computation (``numerical``), for the norm ``"l2"`` or ``"linf"``.
     """

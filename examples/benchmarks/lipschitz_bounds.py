@@ -8,7 +8,7 @@
 [0.4, 1.8]. ``policies``: He-initialised networks of control sizes. ``verification``: the checker's proof at 600 variables beside
 one Cholesky factorisation (``numpy.linalg.cholesky``) of the same matrix, the least of many repetitions.
 
-Peers run in processes of their own with a time limit. cvxpy solves the same program with Clarabel and SCS; ``--peers`` is a
+Peers run in processes of their own with a limit of CPU time. cvxpy solves the same program with Clarabel and SCS; ``--peers`` is a
 folder with ``eclipse_nn`` in it (``pip install --no-deps --target FOLDER eclipse-nn``). What a solver claims is not a bound;
 where it hands over multipliers, *repaired* is the smallest bound that the checker accepts for them, up to a common factor.
 Times are CPU seconds, one thread: set OMP_NUM_THREADS=1.
@@ -20,6 +20,8 @@ import argparse
 import json
 import math
 import os
+import resource
+import signal
 import subprocess
 import sys
 import tempfile
@@ -97,18 +99,16 @@ def measure(name: str, weights: Weights) -> dict[str, Any]:
 
 
 def run_peer(peer: str, weights: Weights, limit: float, folder: Path | None) -> dict[str, Any]:
-    """What a peer answers within ``limit`` seconds, in a process of its own."""
+    """What a peer answers within ``limit`` seconds of CPU time, in a process of its own."""
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch) / "weights.npz"
         np.savez(file, *weights)
         path = os.pathsep.join([str(folder or ""), os.environ.get("PYTHONPATH", "")])
-        command = [sys.executable, __file__, "peer", "--peer", peer, "--weights", str(file)]
-        try:
-            done = subprocess.run(
-                command, capture_output=True, text=True, timeout=limit, env={**os.environ, "PYTHONPATH": path}, check=False
-            )
-        except subprocess.TimeoutExpired:
-            return {"peer": peer, "reason": f"not finished in {limit:g} s"}
+        command = [sys.executable, __file__, "peer", "--peer", peer, "--limit", str(limit), "--weights", str(file)]
+        environment = {**os.environ, "PYTHONPATH": path}
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    if done.returncode == -signal.SIGXCPU:
+        return {"peer": peer, "reason": f"not finished in {limit:g} s of CPU time"}
     lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
     if done.returncode or not lines:
         return {"peer": peer, "reason": "not run, because: " + (done.stderr.strip().splitlines() or ["it printed nothing"])[-1]}
@@ -116,8 +116,9 @@ def run_peer(peer: str, weights: Weights, limit: float, folder: Path | None) -> 
     return answer
 
 
-def peer_main(peer: str, weights: Weights) -> dict[str, Any]:
+def peer_main(peer: str, weights: Weights, limit: float) -> dict[str, Any]:
     """Runs in the peer's process."""
+    resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(limit), math.ceil(limit) + 5))
     solve: Callable[[], dict[str, Any]]
     if peer.startswith("eclipse-nn"):
         import torch
@@ -225,7 +226,7 @@ def main() -> None:
     parser.add_argument("--widths", type=int, nargs="+", default=[20, 40])
     parser.add_argument("--run-peers", nargs="*", default=[], choices=PEERS, metavar="PEER", help=f"among {', '.join(PEERS)}")
     parser.add_argument("--peers", type=Path, default=None, help="folder with eclipse_nn")
-    parser.add_argument("--limit", type=float, default=60.0, help="seconds for each peer and network")
+    parser.add_argument("--limit", type=float, default=60.0, help="CPU seconds for each peer and network")
     parser.add_argument("--out", type=Path, default=None)
     parser.add_argument("--peer", help=argparse.SUPPRESS)
     parser.add_argument("--weights", type=Path, help=argparse.SUPPRESS)
@@ -240,7 +241,7 @@ def main() -> None:
 
     if options.what == "peer":
         with np.load(options.weights) as file:
-            show(peer_main(options.peer, [file[f"arr_{k}"] for k in range(len(file.files))]))
+            show(peer_main(options.peer, [file[f"arr_{k}"] for k in range(len(file.files))], options.limit))
     elif options.what == "verification":
         show(measure_verification())
     else:
