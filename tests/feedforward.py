@@ -35,7 +35,7 @@ class Branches:
     def affine(self, operand: int, size: int, scale: float = 1.0) -> int:
         names = {kind: f"{kind}{len(self.nodes)}" for kind in ("weight", "bias")}
         before = self.sizes[operand]
-        dtype = self.generator.choice([np.float32, np.float64])
+        dtype = self.generator.choice([np.float32, np.float64]) if 1e-20 < scale < 1e20 else np.float64
         self.tensors[names["weight"]] = (scale * self.generator.standard_normal((size, before)) / np.sqrt(before)).astype(dtype)
         self.tensors[names["bias"]] = self.generator.standard_normal(size).astype(dtype)
         return self.add(Node("affine", (operand,), names), size)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from lipctrl.certificates.checker.definite import OutOfRange
+from lipctrl.certificates.checker.intervals import UNIT
 from lipctrl.certificates.checker.network import Network, Selection
 from lipctrl.certificates.checker.products import absolute_product
 from lipctrl.certificates.checker.verdict import Rejected
@@ -17,8 +18,6 @@ from lipctrl.certificates.lipschitz.problem import Problem
 from lipctrl.certificates.lipschitz.records import UpperBound
 from lipctrl.certificates.lipschitz.system import System, build_system
 from lipctrl.core.progress import Progress
-
-MARGIN = 4 * 2.0**-53  #: relative, for the sum of shares after rounding
 
 
 def bound_maximum(problem: Problem, tolerance: float, product: UpperBound | None, progress: Progress) -> UpperBound | None:
@@ -48,17 +47,14 @@ def bound_maximum(problem: Problem, tolerance: float, product: UpperBound | None
 
 def _bound_row(problem: Problem, system: System, index: int, tolerance: float) -> tuple[float, dict[str, Any], float | None] | None:
     """Bound, evidence and gap for one output, which the checker's code accepts on its own; ``None`` where nothing is accepted."""
-    size = float(np.linalg.norm(system.output[index]))
-    if not size > 0:
-        return None
-    single = system.of_output(index, size)
+    single = system.of_output(index, float(np.linalg.norm(system.output[index])) or 1.0)
     try:
         found = solve(single, tolerance)
     except np.linalg.LinAlgError:
         return None
     for shares, values in mixtures(single, found):
-        filed = shares * single.scale**2
-        bound = math.sqrt(math.fsum(filed.tolist())) * (1 + MARGIN)
+        filed = shares * single.scale * single.scale
+        bound = float(np.sqrt(filed.sum())) * (1 + (len(filed) + 4) * UNIT)
         row = {"multipliers": single.filed_as_texts(values), "shares": [float(v).hex() for v in filed]}
         if _accepted(problem, index, bound, row):
             return bound, row, found.relative_gap

@@ -82,9 +82,11 @@ def solve(
 def mixtures(system: System, found: Multipliers) -> Iterator[tuple[Array, Array]]:
     """Shares and multipliers to try on the checker: those found, then with ever more of a point deep inside the feasible set."""
     inside = start(system)
-    shares = 2 * least_shares(system, inside)
-    for weight in (0.0, *(10.0**-digits for digits in range(12, 1, -1))):
+    shares, weights = 2 * least_shares(system, inside), [10.0**-digits for digits in range(12, 1, -1)]
+    for weight in (0.0, *weights):
         yield (1 - weight) * found.shares + weight * shares, (1 - weight) * found.values + weight * inside
+    for weight in weights:  # networks that are almost constant: rounding errors are as large as what would cancel
+        yield shares + weight, inside
 
 
 def start(system: System) -> Array:

@@ -103,7 +103,7 @@ def build_system(network: Network, scale_in: Array, scale_out: Array) -> System:
     size = np.ones(int(ends[-1]))  # of the variables: what they are divided by
     size[: ends[1]] = 1 / scale_in
     parts: list[_Units] = []
-    factors: list[float] = []
+    bounds: list[float] = []
     count = 0
     for index, layer in enumerate(network.layers):
         reads = layer.size if isinstance(layer, Sort) else layer.multipliers
@@ -112,7 +112,7 @@ def build_system(network: Network, scale_in: Array, scale_out: Array) -> System:
         bound = _bound(units, size, ends)
         size[ends[index + 1] : ends[index + 2]] = bound
         parts.append(replace(units, rows=units.rows * size / bound))
-        factors.append(1 / bound**2)
+        bounds.append(bound)
         count += int((units.place >= 0).sum())
     output = scale_out[:, None] * _dense(unrolled.output, network.outputs, ends) * size
     scale = float(np.linalg.norm(output, 2)) or 1.0
@@ -126,7 +126,7 @@ def build_system(network: Network, scale_in: Array, scale_out: Array) -> System:
         layers=tuple(slice(int(a), int(b)) for a, b in pairwise(ends[1:])),
         places=tuple(units.place for units in parts),
         scale=scale,
-        factors=np.array(factors) * scale**2,
+        factors=(scale / np.array(bounds)) ** 2,
     )
 
 
