@@ -254,6 +254,16 @@ def test_steps_around_an_equilibrium_that_is_not_zero() -> None:
     assert (steps["float32"].radius[0] == steps["float32"].radius[1])[2:].all()
 
 
+@pytest.mark.parametrize("arithmetic", ["real", "float32"])
+def test_slopes_across_a_clip_are_intervals_in_both_readings(arithmetic: str) -> None:
+    """x+ = x/2 + 4 clip(x, -1, 1) on [0, 2]: slopes from 1/2 to 9/2."""
+    policy = gain([1.0], low=-1, high=1)
+    low, high = np.zeros((1, 1)), np.full((1, 1), 2.0)
+    step = Loop(parse_plant(linear_plant([["1/2"]], [[4]])), policy, arithmetic).step(*centre_radius(low, high), low, high)
+    ends = step.slope - step.slope_radius, step.slope + step.slope_radius
+    np.testing.assert_allclose([end[0, 0, 0] for end in ends], [0.5, 4.5], atol=1e-14)
+
+
 def test_a_constant_policy_is_disturbed_too() -> None:
     """float32 misses 1/3 by up to 2^-25; without a slope of its own the action still moves with that error."""
     s = Sketch()

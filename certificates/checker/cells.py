@@ -169,7 +169,7 @@ class Step:
 def level_range(P: Array, centre: Array, radius: Array) -> tuple[Array, Array]:
     """Lower and upper bounds of V over cells ``centre +- radius``; P is positive semidefinite."""
     home, own = centre @ P, np.abs(centre) + radius
-    slack = 1.1 * iv.gamma(8 * P.shape[0] + 100) * _dot(own, own @ np.abs(P)) + TINY
+    slack = 1.1 * iv.gamma(8 * len(P) + 100) * _dot(own, own @ np.abs(P)) + TINY
     value, spread = _dot(centre, home), 2 * _dot(np.abs(home), radius)
     return value - spread - slack, value + spread + _dot(radius, radius @ np.abs(P)) + slack
 
