@@ -90,3 +90,43 @@ SHOWN = {
 @pytest.mark.parametrize("value", SHOWN)
 def test_shown_numbers(value):
     assert shown(Fraction(value)) == SHOWN[value]
+
+
+@pytest.mark.parametrize(
+    ("value", "up", "down"),
+    [
+        (Fraction(12345600000000), "12345600000000", "12345600000000"),  # 14 characters are written out, 15 are not
+        (Fraction(123456000000000), "1.23456e+14", "1.23456e+14"),
+        (Fraction(123456, 10**12), "0.000000123456", "0.000000123456"),
+        (Fraction(123456, 10**13), "1.23456e-8", "1.23456e-8"),
+        (Fraction(1, 3), "0.333334", "0.333333"),
+        (Fraction(-1, 3), "-0.333333", "-0.333334"),
+        (Fraction(999999, 10**6), "0.999999", "0.999999"),
+        (Fraction(9999991, 10**7), "1", "0.999999"),
+        (Fraction(1000, 1), "1000", "1000"),
+    ],
+)
+def test_shown_numbers_have_six_digits_on_the_asked_side(value, up, down):
+    assert (shown(value, "up"), shown(value, "down")) == (up, down)
+    assert shown(value) in (up, down)
+
+
+def test_a_verdict_holds_what_it_was_given():
+    verdict = _verified(assumptions=("a", "b"), numbers={"bound": 2.0})
+    assert (verdict.status, verdict.kind, verdict.property, verdict.claim, verdict.reason) == ("verified", "k", "p", "c", "")
+    assert (verdict.arithmetic, verdict.assumptions, dict(verdict.subject)) == ("real", ("a", "b"), {"policy": "0" * 64})
+    refusal = rejected("why", kind="k", property="p", arithmetic="float32", subject={"policy": "1" * 64})
+    assert (refusal.kind, refusal.property, refusal.claim, refusal.reason) == ("k", "p", "", "why")
+    assert (refusal.arithmetic, refusal.assumptions, dict(refusal.subject), dict(refusal.numbers)) == (
+        "float32",
+        (),
+        {"policy": "1" * 64},
+        {},
+    )
+    assert dict(rejected("why").subject) == {}
+    with pytest.raises(TypeError, match="positional"):
+        Verdict(None, "verified", "k", "p", "c", "", "real", {}, (), {}, "proved")
+    subject = {"policy": "0" * 64}
+    verdict = _verified(subject=subject)
+    subject["policy"] = "changed"
+    assert verdict.subject["policy"] == "0" * 64
