@@ -40,6 +40,8 @@ def gain_is_at_most(matrix: Interval, bound: float) -> bool:
 
     By the gains of its middle and of its radius together, or by that of its absolute values.
     """
+    if not bool(np.isfinite(matrix.magnitude).all()):
+        return False
     middle, radius = matrix.centre_radius()
     spread = float(quick_gains(iv.point(radius[None]))[0])
     try:
