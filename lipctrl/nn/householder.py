@@ -28,7 +28,7 @@ class Householder(nn.Module):
         """Reflect: an isometry on both sides of the mirror, so gradients keep their norm."""
         normal, group = self.normal.to(x.device, x.dtype), len(self.normal)
         whole = x.shape[-1] // group * group
-        groups = x[..., :whole].unflatten(-1, (whole // group, group))
+        groups = x[..., :whole].reshape(*x.shape[:-1], whole // group, group)
         behind = torch.relu(-(groups @ normal))
         reflected = groups + behind[..., None] * (2 * normal / (normal @ normal))
         return torch.cat([reflected.flatten(-2), x[..., whole:]], dim=-1)
