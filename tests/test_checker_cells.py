@@ -259,7 +259,7 @@ def test_slopes_across_a_clip_are_intervals_in_both_readings(arithmetic: str) ->
     """x+ = x/2 + 4 clip(x, -1, 1) on [0, 2]: slopes from 1/2 to 9/2."""
     policy = gain([1.0], low=-1, high=1)
     low, high = np.zeros((1, 1)), np.full((1, 1), 2.0)
-    step = Loop(parse_plant(linear_plant([["1/2"]], [[4]])), policy, arithmetic).step(*centre_radius(low, high), low, high)
+    step = Loop(parse_plant(linear_plant([["1/2"]], [[4]], limit=9)), policy, arithmetic).step(*centre_radius(low, high), low, high)
     ends = step.slope - step.slope_radius, step.slope + step.slope_radius
     np.testing.assert_allclose([end[0, 0, 0] for end in ends], [0.5, 4.5], atol=1e-14)
 
