@@ -697,3 +697,17 @@ def test_levels_of_holes_count_at_both_ends() -> None:
         else:
             with pytest.raises(Rejected, match="hole leaf leads"):
                 bab.check_reached(loop, claim(), 0.3, *cells)
+
+
+@pytest.mark.parametrize("side", [1, -1])
+def test_slopes_of_leaves_are_taken_over_their_whole_width(side: int) -> None:
+    """x+ = |x - 1| on [1/4, 1], or its mirror image: continued from its far end V would shrink, but 1/4 moves to 3/4."""
+
+    def build(s: Any, x: int, u: int) -> int:
+        return s("mul", s.constant(side), s("abs", s("sub", x, s.constant(side))))
+
+    loop = Loop(parse_plant(scalar_plant(build)), constant_policy())
+    far, near = np.array([[1.0 * side]]), np.array([[0.25 * side]])
+    with pytest.raises(Rejected, match="leaf 'ok'"):
+        bab._check_leaves("ok", loop, claim(kappa="1/10"), np.minimum(near, far), np.maximum(near, far))
+    bab._check_leaves("ok", loop, claim(kappa="1/10"), np.minimum(3 * near, far), np.maximum(3 * near, far))
