@@ -54,8 +54,8 @@ def _tanh(x: arb) -> arb:
 
 
 def _power(x: arb, exponent: int) -> arb:
-    """Repeated squaring (arb's own power is not a number on balls around 0), of |x| where the exponent is even."""
-    base, result = abs(x) if exponent % 2 == 0 else x, 1 + 0 * x  # not a number stays not a number, also to the power 0
+    """Repeated squaring: arb's own power is not a number on balls around 0."""
+    base, result = x, 1 + 0 * x  # not a number stays not a number, also to the power 0
     while exponent:
         result, base, exponent = result * base if exponent & 1 else result, base * base, exponent >> 1
     return result
