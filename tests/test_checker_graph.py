@@ -320,7 +320,7 @@ def test_tensor_descriptors_name_little_endian_rows() -> None:
 
 
 def test_rational_texts() -> None:
-    for value in (ZERO, HALF, -HALF, Fraction(-7), Fraction(10**4095)):
+    for value in (ZERO, HALF, -HALF, Fraction(-7), Fraction(10**4095), Fraction(-1023456789, 7)):
         assert rational_from_text(rational_to_text(value)) == value
     assert rational_to_text(Fraction(6, -4)) == "-3/2"
     with pytest.raises(GraphError, match="such as '3/20'"):

@@ -123,10 +123,9 @@ def fields(data: object, keys: Sequence[str], what: str, optional: Sequence[str]
 def number(text: object, what: str = "number") -> Fraction:
     """The exact value of a rational (``"3/20"``) or hex float (``"0x1.8p-3"``) text. Raises Rejected for all else."""
     if isinstance(text, str) and "x" in text:
-        value = float.fromhex(text) if _HEX_FLOAT.fullmatch(text) and len(text) < 40 and _exponent(text) <= 1023 else np.nan
-        if not np.isfinite(value) or value.hex() != text:
+        if not (_HEX_FLOAT.fullmatch(text) and _exponent(text) <= 1023 and float.fromhex(text).hex() == text):
             raise Rejected(f"{what}: {text[:40]!r} is not a hex float as float.hex() writes it")
-        return Fraction(value)
+        return Fraction(float.fromhex(text))
     try:
         return rational_from_text(text)
     except GraphError as error:
@@ -202,7 +201,7 @@ def parse_json(data: bytes, what: str, decimals: bool = False) -> Any:
 def parse_tensors(data: bytes) -> dict[str, np.ndarray]:
     """The arrays of a safetensors file: F32 or F64, finite, 1-D or 2-D, covering the file exactly. Raises Rejected."""
     length = int.from_bytes(data[:8], "little")
-    if len(data) < 8 or length > min(MAX_HEADER, len(data) - 8):
+    if length > min(MAX_HEADER, len(data) - 8):
         raise Rejected(f"{WEIGHTS}: header length {length} does not fit the file")
     header = parse_json(data[8 : 8 + length], f"{WEIGHTS} header")
     if not isinstance(header, dict):
