@@ -701,10 +701,10 @@ def test_levels_of_holes_count_at_both_ends() -> None:
 
 @pytest.mark.parametrize("side", [1, -1])
 def test_slopes_of_leaves_are_taken_over_their_whole_width(side: int) -> None:
-    """x+ = |x - 1| on [1/4, 1], or its mirror image: continued from its far end V would shrink, but 1/4 moves to 3/4."""
+    """x+ = |x - 9/10| on [1/4, 1], or its mirror image: continued from its far end V would shrink, but 1/4 moves to 0.65."""
 
     def build(s: Any, x: int, u: int) -> int:
-        return s("mul", s.constant(side), s("abs", s("sub", x, s.constant(side))))
+        return s("mul", s.constant(side), s("abs", s("sub", x, s.constant(Fraction(9 * side, 10)))))
 
     loop = Loop(parse_plant(scalar_plant(build)), constant_policy())
     far, near = np.array([[1.0 * side]]), np.array([[0.25 * side]])
