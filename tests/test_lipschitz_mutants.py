@@ -19,15 +19,16 @@ from lipctrl.certificates.checker.kinds import check
 from lipctrl.certificates.checker.verdict import Rejected
 from lipctrl.certificates.checker.writing import write_certificate
 from lipctrl.certificates.lipschitz import certify_lipschitz
-from lipctrl.nn import lipschitz_policy
+from lipctrl.nn import LinearPlusMLP, LipschitzPolicy, ResidualMLP, lipschitz_policy
 
 F = Fraction
+METHODS = ("multipliers", "product", "residual", "maximum")
 
 
 class Increments:
     """Exact increments of a graph: each coordinate is a linear form in the inputs and in one new variable for each activation.
 
-    Written from the definition of slopes and apart from the checker's chain form: rational numbers, one unit at a time.
+    Written from the definition of slopes and apart from the checker's network form: rational numbers, one unit at a time.
     """
 
     def __init__(self) -> None:
@@ -46,10 +47,12 @@ class Increments:
         return [{k: v * f for k, v in form.items()} for form, f in zip(x, factors, strict=True)]
 
     def sub(self, a, b):
-        return a if isinstance(b, tuple) else self._scaled(b, (F(-1),))
+        return a if isinstance(b, tuple) else self.add(a, self._scaled(b, (F(-1),)))
 
     def add(self, a, b):
-        return a if isinstance(b, tuple) else b
+        if isinstance(a, tuple) or isinstance(b, tuple):
+            return b if isinstance(a, tuple) else a
+        return [{k: x.get(k, F(0)) + y.get(k, F(0)) for k in {*x, *y}} for x, y in zip(a, b, strict=True)]
 
     def mul(self, a, b):
         return self._scaled(a, b) if isinstance(b, tuple) else self._scaled(b, a)
@@ -124,6 +127,23 @@ def claim_is_true(certificate: Certificate) -> bool:
     outputs = evaluate(graph, {name: algebra.variables(size)}, algebra)[next(iter(graph.outputs))]
     scale_in = [F(1)] * size if claim["input_scale"] is None else [number(v) for v in claim["input_scale"]]
     scale_out = [F(1)] * len(outputs) if claim["output_scale"] is None else [number(v) for v in claim["output_scale"]]
+    scaled = [{k: s * v for k, v in form.items()} for form, s in zip(outputs, scale_out, strict=True)]
+    if claim["norm"] == "l2":
+        return form_is_psd(algebra, [(bound * s) ** 2 for s in scale_in], scaled, evidence["multipliers"])
+    for form, row in zip(scaled, evidence["rows"], strict=True):
+        if row is None:
+            if not bound >= _absolute(algebra, form, scale_in) * (1 - F(1, 10**12)):
+                return False
+            continue
+        shares = [number(v) for v in row["shares"]]
+        if min(shares) < 0 or sum(shares) > bound**2:
+            return False
+        if not form_is_psd(algebra, [d * s**2 for d, s in zip(shares, scale_in, strict=True)], [form], row["multipliers"]):
+            return False
+    return True
+
+
+def form_is_psd(algebra: Increments, heads: list[F], outputs: list[dict], filed: list[list[str]]) -> bool:
     rows = [[F(0)] * algebra.count for _ in range(algebra.count)]
 
     def add(left: dict[int, F], right: dict[int, F], factor: F) -> None:
@@ -135,18 +155,26 @@ def claim_is_true(certificate: Certificate) -> bool:
     def minus(a: dict[int, F], b: dict[int, F], factor: F) -> dict[int, F]:
         return {k: a.get(k, F(0)) - factor * b.get(k, F(0)) for k in {*a, *b}}
 
-    for i, s in enumerate(scale_in):
-        add({i: s}, {i: s}, bound**2)
-    for form, s in zip(outputs, scale_out, strict=True):
-        add(form, form, -(s**2))
-    filed = [[number(v) for v in layer] for layer in evidence["multipliers"]]
-    taken = [iter(layer) for layer in filed]
+    for i, head in enumerate(heads):
+        add({i: F(1)}, {i: F(1)}, head)
+    for form in outputs:
+        add(form, form, F(-1))
+    taken = [iter([number(v) for v in layer]) for layer in filed]
     for own, before, low, high, layer in algebra.units:
         multiplier = next(taken[layer])
         if multiplier < 0:
             return False
         add(minus(own, before, low), minus(own, before, high), multiplier)
     return is_psd_exactly(rows)
+
+
+def _absolute(algebra: Increments, output: dict[int, F], scale_in: list[F]) -> F:
+    """The greatest value of a linear form where inputs and slopes are as large as they can be, unit by unit."""
+    largest = {i: 1 / s for i, s in enumerate(scale_in)}
+    for own, before, low, high, _ in algebra.units:
+        (variable,) = own
+        largest[variable] = max(abs(low), abs(high)) * sum((abs(v) * largest[k] for k, v in before.items()), F(0))
+    return sum((abs(v) * largest[k] for k, v in output.items()), F(0))
 
 
 def _product(graph: Graph, claim) -> F:
@@ -181,13 +209,21 @@ def valid(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     graph = cayley.graph()
     claim, evidence = cayley.lipschitz_proof(graph)
     write_certificate(folder / "product", kind="lipschitz-bound", claim=claim, policy=graph, evidence=evidence)
-    assert [check(folder / name).level for name in ("multipliers", "product")] == ["proved", "proved"]
-    return {name: folder / name for name in ("multipliers", "product")}
+    skips = {"action_low": [-2, -2], "action_high": [2, 2], "observation_scale": ["0.3", 2]}
+    residual = LipschitzPolicy(ResidualMLP(2, (3, 2), 2, generator=generator), **skips)
+    graph = residual.graph()
+    claim, evidence = residual.lipschitz_proof(graph)
+    write_certificate(folder / "residual", kind="lipschitz-bound", claim=claim, policy=graph, evidence=evidence)
+    beside = LipschitzPolicy(LinearPlusMLP(2, (3, 2), 2, generator=generator), **skips)
+    certify_lipschitz(beside, "linf", input_scale=["1/2", 3], witness=False).write(folder / "maximum")
+    assert [check(folder / name).level for name in METHODS] == ["proved"] * len(METHODS)
+    return {name: folder / name for name in METHODS}
 
 
-def test_the_exact_form_agrees_with_known_truths(valid: dict[str, Path]) -> None:
+@pytest.mark.parametrize("method", ["multipliers", "maximum"])
+def test_the_exact_form_agrees_with_known_truths(valid: dict[str, Path], method: str) -> None:
     """The second implementation accepts the valid certificate and refuses a bound that is a hair too small."""
-    data = (valid["multipliers"] / "certificate.json").read_bytes(), (valid["multipliers"] / "weights.safetensors").read_bytes()
+    data = (valid[method] / "certificate.json").read_bytes(), (valid[method] / "weights.safetensors").read_bytes()
     certificate = parse_certificate(*data)
     assert claim_is_true(certificate)
     smaller = float(number(certificate.claim["bound"])) * (1 - 1e-6)
@@ -195,7 +231,7 @@ def test_the_exact_form_agrees_with_known_truths(valid: dict[str, Path]) -> None
     assert not claim_is_true(certificate)
 
 
-@pytest.mark.parametrize("method", ["multipliers", "product"])
+@pytest.mark.parametrize("method", METHODS)
 def test_accepted_mutants_are_true(valid: dict[str, Path], method: str) -> None:
     accepted = rejected = 0
     for mutant in mutants(valid[method], 500, seed=11):
