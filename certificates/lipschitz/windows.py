@@ -94,11 +94,11 @@ def _shortest(network: Network, places: list[int], scale_in: Array, scale_out: A
     for j in range(1, len(places)):
         best = math.inf
         for i in range(j - 1, -1, -1):
-            part, *scales = _part(network, places[i], places[j], scale_in, scale_out)
+            part, entering, leaving = _part(network, places[i], places[j], scale_in, scale_out)
             if i < j - 1 and sum(part.variables) > order:
                 break
             whole = places[i] == 0 and places[j] == network.output
-            total = cost[places[i]] + math.log(max(_estimate(part, *scales, order), 1e-300))
+            total = cost[places[i]] + math.log(max(_estimate(part, entering, leaving, order), 1e-300))
             if total < best and not whole:
                 best, before[places[j]] = total, places[i]
         cost[places[j]] = best
