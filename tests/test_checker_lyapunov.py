@@ -653,6 +653,15 @@ def test_volumes_of_boxes_are_rounded_down() -> None:
     assert float(unequal * 2**301) == pytest.approx(2, rel=1e-14)
 
 
+def test_sides_are_measured_by_those_of_the_whole_box() -> None:
+    """The first six sides multiply to 0.6 * 2^-1074, which float64 rounds up to 2^-1074; the other six bring that back."""
+    sides = np.array([0.6 * 2.0**-179, *[2.0**-179] * 5, *[2.0**190] * 6])
+    P = np.diag([2.0**100] * 6 + [2.0**-199] * 6)
+    exact = math.prod((Fraction(float(side)) for side in sides), start=Fraction(1))
+    found = bab._volume_of_cells(claim(-sides / 2, sides / 2, P, 2.0**199), [(-sides[None] / 2, sides[None] / 2)])
+    assert exact * Fraction(99, 100) < found < exact
+
+
 def test_sentences_of_practical_stability() -> None:
     verdict = check(box(low=[-0.75], high=[0.75], reached_level=(1.0).hex(), ball=(1.5).hex(), decrease_rate="1/3", volume="1/3"))
     assert re.search(r"volume at least 0\.3+, stays there and reaches .* inside the ball of radius 1\.5$", verdict.claim)
