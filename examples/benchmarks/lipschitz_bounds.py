@@ -224,6 +224,7 @@ def main() -> None:
     parser.add_argument("what", choices=["cells", "policies", "verification", "peer"])
     parser.add_argument("--layers", type=int, nargs="+", default=[2, 5, 10, 20, 30])
     parser.add_argument("--widths", type=int, nargs="+", default=[20, 40])
+    parser.add_argument("--names", nargs="*", default=[], help="only these networks, such as 17-64-64-6")
     parser.add_argument("--run-peers", nargs="*", default=[], choices=PEERS, metavar="PEER", help=f"among {', '.join(PEERS)}")
     parser.add_argument("--peers", type=Path, default=None, help="folder with eclipse_nn")
     parser.add_argument("--limit", type=float, default=60.0, help="CPU seconds for each peer and network")
@@ -250,7 +251,8 @@ def main() -> None:
         else:
             sizes = ((3, 64, 64, 1), (17, 64, 64, 6), (17, 256, 256, 6), (27, 256, 256, 256, 8))
             networks = {"-".join(map(str, shape)): he(*shape) for shape in sizes}
-        for name, weights in networks.items():
+        for name in options.names or networks:
+            weights = networks[name]
             show(measure(name, weights))
             for peer in options.run_peers:
                 show({"network": name, **repaired(weights, run_peer(peer, weights, options.limit, options.peers))})
