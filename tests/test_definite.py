@@ -400,18 +400,25 @@ def test_flushed_subnormals_are_noticed():
 
 
 @pytest.mark.skipif(np.finfo(np.longdouble).nmant < 63, reason="needs extended precision to imitate directed rounding")
-@pytest.mark.parametrize("direction", [-np.inf, np.inf])
-def test_products_that_round_in_one_direction_are_noticed(monkeypatch, direction):
-    """A library whose products round otherwise than the process does."""
+@pytest.mark.parametrize("rows", [slice(None), slice(-1, None)])
+@pytest.mark.parametrize("direction", [-np.inf, np.inf, 0.0])
+def test_products_that_round_in_one_direction_are_noticed(monkeypatch, direction, rows):
+    """A library whose products round otherwise than the process does, be it in one row: downwards, upwards or towards zero."""
 
     class Directed(np.ndarray):
         def __matmul__(self, other):
             exact_product = np.asarray(self, dtype=np.longdouble) @ np.asarray(other, dtype=np.longdouble)
             near = exact_product.astype(np.float64)
-            wrong = near < exact_product if direction > 0 else near > exact_product
-            return np.where(wrong, np.nextafter(near, direction), near)
+            wrong = near < exact_product if direction > 0 else near > exact_product  # all products here are positive
+            near[rows] = np.where(wrong, np.nextafter(near, direction), near)[rows]
+            return near
 
     zeros = np.zeros
     monkeypatch.setattr(np, "zeros", lambda *shape, **options: zeros(*shape, **options).view(Directed))
     with pytest.raises(UnsafeArithmetic, match="products"):
         require_ieee_products(8)
+
+
+@pytest.mark.parametrize("order", [1, 2, 3, 40, 256, 1000])
+def test_honest_products_are_accepted(order):
+    require_ieee_products(order)

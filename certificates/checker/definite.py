@@ -154,9 +154,10 @@ def require_ieee_products(order: int) -> None:
     require_ieee()
     size = max(2, min(order, 256))
     left, right = np.zeros((size, size)), np.ones((size, size))
-    left[:, 0], left[:, -1] = 1.0, 2.0**-53
-    if not bool(np.all(left @ right == 1) and np.all(left @ -right == -1)):
-        raise UnsafeArithmetic("matrix products in this process do not round to nearest; proofs need IEEE 754 arithmetic")
+    for half, total in ((2.0**-53, 1.0), (2.0**-53 + 2.0**-105, 1 + 2.0**-52)):  # not upwards; neither downwards nor towards zero
+        left[:, 0], left[:, -1] = 1.0, half
+        if not bool(np.all(left @ right == total)):
+            raise UnsafeArithmetic("matrix products in this process do not round to nearest; proofs need IEEE 754 arithmetic")
 
 
 def is_semidefinite(form: Counted) -> bool:
@@ -181,14 +182,12 @@ def _is_semidefinite(matrix: Array, radius: Array) -> bool:
     """For lower triangles, which are this function's own to change."""
     order = len(matrix)
     scale = _unit_diagonal_scale(matrix)
-    if scale is None or not bool(radius.min(initial=0) >= 0):
+    if scale is None or not bool(radius.min() >= 0):
         return False
     for array in (matrix, radius):  # in place: at these sizes fresh memory costs as much as the arithmetic
         array *= scale[:, None]
         array *= scale
-    if not bool(matrix.max() <= 4 and matrix.min() >= -4):
-        return False
-    row_radius = (_taken_diagonal(radius) + _row_sums(radius)) * (1 + 2 * (order + 2) * UNIT)
+    row_radius = _taken_diagonal(radius) + _row_sums(radius)
     shift = 2 * float(row_radius.max()) + 8 * (order + 16) ** 1.5 * UNIT
     for _ in range(6):  # a larger shift leaves more room in the residual, a smaller one is nearer to the matrix
         factor = _factor(matrix, shift)
@@ -248,7 +247,8 @@ def _residual_dominates(matrix: Array, factor: Array, row_radius: Array) -> bool
     others = _row_sums(np.abs(residual, out=residual))
     size = np.abs(factor)
     error = gamma(order + 8) * (size @ size.sum(axis=0)) + row_radius + UNIT * (others + np.abs(diagonal))
-    error = 1.01 * error + order**2 * 2.0**-500  # the last term: underflow, also where subnormals are flushed
+    # 1 %: roundings within the bound, the row sums of radii among them. The last term: underflow, also where it is flushed.
+    error = 1.01 * error + order**2 * 2.0**-500
     return bool(np.all(diagonal >= (others + error) * (1 + 4 * (order + 4) * UNIT)))
 
 
