@@ -21,7 +21,7 @@ def scaled(slope: Interval, scale_in: Interval, scale_out: Interval) -> Interval
 def row_gains(matrices: Interval) -> Array:
     """For each: the greatest sum of absolute values in a row, which is the gain from maximum norm to maximum norm."""
     size = matrices.magnitude
-    gains: Array = size.sum(-1).max(-1) * _slack(size) + TINY
+    gains: Array = size.sum(-1).max(-1) * _slack(size) + _tiny(size)
     return gains
 
 
@@ -31,7 +31,7 @@ def quick_gains(matrices: Interval) -> Array:
     product = np.sqrt(size.sum(-1).max(-1)) * np.sqrt(size.sum(-2).max(-1))
     # squares below float64's range lose less than 2^-500 of a norm
     frobenius = np.sqrt((size**2).sum((-2, -1)))
-    gains: Array = np.minimum(product, frobenius) * _slack(size) ** 2 + TINY
+    gains: Array = np.minimum(product, frobenius) * _slack(size) ** 2 + _tiny(size)
     return gains
 
 
@@ -55,6 +55,11 @@ def _norm_is_at_most(matrix: Array, bound: float) -> bool:
         return False
     side, tall = exact(np.array(bound)), exact(matrix if matrix.shape[0] >= matrix.shape[1] else matrix.T)
     return is_semidefinite(side * side * exact(np.eye(tall.value.shape[1])) - tall.T @ tall)
+
+
+def _tiny(size: Array) -> Array:
+    """What underflow may have taken: nothing from zeros."""
+    return np.where((size == 0).all((-2, -1)), 0.0, TINY)
 
 
 def _slack(size: Array) -> float:

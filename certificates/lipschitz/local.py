@@ -30,9 +30,9 @@ _SIZES = (1.0, 1 + 1e-7, 1 + 1e-5, 1 + 1e-3)  #: of the claimed bound, should th
 class Budget:
     """When a search ends: seconds, cells, or a bound within ``tolerance`` (relative) of the lower bound."""
 
-    seconds: float
-    cells: int
-    tolerance: float
+    seconds: float = 10.0
+    cells: int = 100_000
+    tolerance: float = 1e-3
 
 
 def certify_local_lipschitz(
@@ -45,7 +45,7 @@ def certify_local_lipschitz(
     radius: Any = None,
     input_scale: Any = None,
     output_scale: Any = None,
-    budget: Budget = Budget(10.0, 100_000, 1e-3),
+    budget: Budget | None = None,
     seed: int = 0,
     progress: Progress = no_progress,
 ) -> LipschitzCertificate:
@@ -66,7 +66,7 @@ def certify_local_lipschitz(
         problem, _ = read_problem(graph, {**claim, "bound": "0"})
         if not problem.work().cells_at_once:
             raise InputError("this network is too large for local bounds")
-        return _Certifier(graph, claim, problem, budget, seed, progress).run()
+        return _Certifier(graph, claim, problem, budget or Budget(), seed, progress).run()
     except (Rejected, GraphError) as error:
         raise InputError(f"this network cannot be bounded on this domain: {error}") from error
 
@@ -159,7 +159,7 @@ class _Certifier:
 
     def _improve(self, starts: np.ndarray | None) -> None:
         found = self.witnesses.search(starts)
-        if found is not None and found.value > self._least:
+        if found is not None and (self.lower is None or found.value > self.lower.value):
             self.lower = found
 
     def _proved(self, bound: float, tree: list[Any], proofs: list[dict[str, Any]]) -> UpperBound:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import tyro
 
 from lipctrl.cli.console import Console
 from lipctrl.cli.verb import OptionalFolder, Outcome, Verb
 from lipctrl.core.errors import InputError
+
+if TYPE_CHECKING:
+    from lipctrl.certificates.checker.graph import Graph
+    from lipctrl.certificates.lipschitz import LipschitzCertificate
+    from lipctrl.core.progress import Progress
 
 #: What to say about a network whose numbers are not those of sensors and actuators.
 UNITS = {
@@ -31,10 +37,16 @@ class Lipschitz(Verb):
     """A policy folder, an .onnx file, or a Stable-Baselines3 .zip."""
     norm: Literal["l2", "linf"] = "l2"
     """Norm of observations and actions: Euclidean, or greatest absolute value."""
-    low: Annotated[tuple[float, ...], tyro.conf.arg(metavar="NUMBER ...")] = ()
-    """Lower corner of a box of observations: a local bound (not offered yet)."""
-    high: Annotated[tuple[float, ...], tyro.conf.arg(metavar="NUMBER ...")] = ()
-    """Upper corner of the box (not offered yet)."""
+    low: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NUMBER ...")] = ()
+    """Lower corner of a box of observations, for a bound that holds there; numbers such as 0.15 or 3/20 are exact."""
+    high: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NUMBER ...")] = ()
+    """Upper corner of the box; an observation with low = high does not move."""
+    centre: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NUMBER ...")] = ()
+    """Centre of a ball of observations, in the norm of the bound, in place of a box."""
+    radius: Annotated[str | None, tyro.conf.arg(metavar="NUMBER")] = None
+    """Radius of the ball."""
+    budget_s: float = 20.0
+    """Seconds for the search on a box or ball."""
     squash: Literal["yes", "no"] | None = None
     """Of a zip: whether a tanh, scaled to the action box, is at the output; like the next ones only where the zip does not say it."""
     activation: str | None = None
@@ -56,10 +68,7 @@ class Lipschitz(Verb):
         from lipctrl.cli.writing import output_folder, refuse_other_content, write_results
         from lipctrl.readers import read_network
 
-        if self.low or self.high:
-            raise InputError(
-                "--low and --high (a bound on a box only) cannot be proved in this version; leave both out for the global bound"
-            )
+        self._check_domain()
         if self.out is not None:
             refuse_other_content(self.out, "lipschitz")
         network = read_network(
@@ -72,11 +81,9 @@ class Lipschitz(Verb):
         )
         for note in (*network.notes, *UNITS.get(network.units, ())):
             console.warn(note)
-        folder = output_folder(self.out or f"runs/lipschitz-{network.graph.digest()[:12]}")
+        folder = output_folder(self.out or f"runs/lipschitz-{network.graph.digest()[:12]}{'-local' if self._is_local else ''}")
         with console.task("bounding") as progress:
-            from lipctrl.certificates.lipschitz import certify_lipschitz
-
-            found = certify_lipschitz(network.graph, self.norm, seed=self.seed, progress=progress)
+            found = self._certified(network.graph, progress)
             path = found.write(folder / "certificate")
         verdict = check(path)
         lower = None if found.lower is None else found.lower.value
@@ -99,3 +106,27 @@ class Lipschitz(Verb):
         )
         write_results(folder, "lipschitz", outcome)
         return outcome
+
+    @property
+    def _is_local(self) -> bool:
+        return bool(self.low or self.high or self.centre or self.radius is not None)
+
+    def _check_domain(self) -> None:
+        """Raise InputError where the options name no domain, or half of one."""
+        box, ball = (bool(self.low), bool(self.high)), (bool(self.centre), self.radius is not None)
+        if box[0] != box[1] or ball[0] != ball[1] or (box[0] and ball[0]):
+            raise InputError("a bound on a box needs --low and --high, one on a ball --centre and --radius: expected one pair or none")
+        if not 0 < self.budget_s < math.inf:
+            raise InputError(f"the budget is {self.budget_s} s, expected a positive number of seconds")
+
+    def _certified(self, graph: Graph, progress: Progress) -> LipschitzCertificate:
+        from lipctrl.certificates.lipschitz import Budget, certify_lipschitz, certify_local_lipschitz
+
+        if not self._is_local:
+            return certify_lipschitz(graph, self.norm, seed=self.seed, progress=progress)
+        (size,) = graph.input_sizes.values()
+        for name, values in (("low", self.low), ("high", self.high), ("centre", self.centre)):
+            if values and len(values) != size:
+                raise InputError(f"--{name} has {len(values)} numbers, expected {size}, one for each observation")
+        domain = {"low": self.low, "high": self.high} if self.low else {"centre": self.centre, "radius": self.radius}
+        return certify_local_lipschitz(graph, self.norm, **domain, budget=Budget(seconds=self.budget_s), seed=self.seed, progress=progress)
