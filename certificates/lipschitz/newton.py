@@ -259,14 +259,8 @@ def _products(system: System, inverse: Array) -> tuple[Array, Array, Array]:
 def _row_products(system: System, inverse: Array) -> tuple[Array, Array]:
     """W P and W P W^T for the rows w_j: each layer reads few of the variables, and only those columns are multiplied."""
     rows, among = np.empty_like(system.rows), np.empty((len(system.rows), len(system.rows)))
-    supports = []
-    for layer in system.layers:
-        units = slice(layer.start - system.inputs, layer.stop - system.inputs)
-        read = np.flatnonzero(system.rows[units].any(axis=0))
-        columns = slice(int(read[0]), int(read[-1]) + 1) if read.size else slice(0, 0)
-        supports.append((units, columns, system.rows[units, columns]))
-    for units, columns, block in supports:
+    for units, columns, block in system.blocks:
         rows[units] = block @ inverse[columns]
-    for units, columns, block in supports:
+    for units, columns, block in system.blocks:
         among[:, units] = rows[:, columns] @ block.T
     return rows, among

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
@@ -60,17 +61,25 @@ class System:
     def matrix(self, shares: Array | float, multipliers: Array) -> Array:
         """M(shares, multipliers), (variables, variables)."""
         n, own = self.inputs, multipliers[self.member]
-        matrix: Array = -self.output.T @ self.output
-        diagonal = np.concatenate([np.broadcast_to(shares, n), own])
-        matrix[np.arange(self.size), np.arange(self.size)] += diagonal
-        half = (0.5 * own * (self.low + self.high))[:, None] * self.rows
-        matrix[n:, :] -= half
-        matrix[:, n:] -= half.T
-        curved = np.flatnonzero(self.low * self.high)
-        if curved.size:
-            rows = self.rows[curved]
-            matrix += rows.T @ ((own * self.low * self.high)[curved, None] * rows)
+        matrix = np.zeros((self.size, self.size))
+        matrix[np.arange(self.size), np.arange(self.size)] = np.concatenate([np.broadcast_to(shares, n), own])
+        middle, product = -0.5 * own * (self.low + self.high), own * self.low * self.high
+        for units, columns, block in self.blocks:
+            half = middle[units, None] * block
+            matrix[n:][units, columns] += half
+            matrix[columns, n:][:, units] += half.T
+            if product[units].any():
+                matrix[columns, columns] += block.T @ (product[units, None] * block)
+        columns = _support(self.output)
+        matrix[columns, columns] -= self.output[:, columns].T @ self.output[:, columns]
         return matrix
+
+    @cached_property
+    def blocks(self) -> tuple[tuple[slice, slice, Array], ...]:
+        """For each layer: its units, the variables that they read, and those columns of their rows."""
+        units = [slice(layer.start - self.inputs, layer.stop - self.inputs) for layer in self.layers]
+        columns = [_support(self.rows[own]) for own in units]
+        return tuple((own, read, self.rows[own, read]) for own, read in zip(units, columns, strict=True))
 
     def filed(self, multipliers: Array) -> list[Array]:
         """The multipliers of each layer in the checker's form: the normalisation taken back."""
@@ -94,6 +103,12 @@ class System:
         return replace(
             self, output=self.output[row : row + 1] / scale, scale=self.scale * scale, factors=self.factors * ratio, separate=True
         )
+
+
+def _support(rows: Array) -> slice:
+    """From the first to the last column that is not zero."""
+    read = np.flatnonzero(rows.any(axis=0))
+    return slice(int(read[0]), int(read[-1]) + 1) if read.size else slice(0, 0)
 
 
 def build_system(network: Network, scale_in: Array, scale_out: Array) -> System:
