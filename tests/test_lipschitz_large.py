@@ -8,18 +8,23 @@ from itertools import pairwise
 import numpy as np
 import pytest
 from feedforward import random_graph, steepest_sampled
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from mutations import mutants
 
+from lipctrl.certificates.checker.bundle import parse_certificate
 from lipctrl.certificates.checker.chain import read_chain
 from lipctrl.certificates.checker.graph import Graph, Node
+from lipctrl.certificates.checker.kinds import check
 from lipctrl.certificates.checker.network import read_network
 from lipctrl.certificates.checker.verdict import Rejected
 from lipctrl.certificates.checker.verifiers import lipschitz_bound
-from lipctrl.certificates.checker.verifiers.lipschitz_bound import effective_scales, prove_lipschitz
+from lipctrl.certificates.checker.verifiers.lipschitz_bound import effective_scales, prove_lipschitz, scale_of_norm
 from lipctrl.certificates.checker.windows import window
+from lipctrl.certificates.checker.writing import write_certificate
 from lipctrl.certificates.lipschitz import certify, certify_lipschitz
 from lipctrl.certificates.lipschitz.eclipse import eclipse, fast_bounds
+from lipctrl.certificates.lipschitz.patterns import pattern_floor
 from lipctrl.certificates.lipschitz.windows import bound_by_windows, cuts
 
 seeds = st.integers(0, 2**32 - 1)
@@ -130,6 +135,7 @@ def test_cuts_separate_the_network(seed):
     assert refused or len(cuts(net)) > 1
 
 
+@settings(max_examples=30)
 @given(seeds, st.sampled_from([1, 20, 40]))
 def test_products_of_windows_hold_on_random_pairs(seed, order):
     graph = random_graph(seed, steps=10, width=5)
@@ -250,6 +256,26 @@ def test_windows_that_would_take_hours_are_refused_at_once(monkeypatch):
     monkeypatch.setattr(lipschitz_bound, "MAX_ROW_WORK", 100.0)
     with pytest.raises(Rejected, match="more than are judged"):
         prove_lipschitz(GRAPH, claim_of(BOUND), EVIDENCE)
+
+
+def test_accepted_mutants_of_windows_are_true(tmp_path):
+    """Their bounds are above every activation pattern of the network that they are about."""
+    folder = write_certificate(tmp_path / "valid", kind="lipschitz-bound", claim=claim_of(BOUND), policy=GRAPH, evidence=EVIDENCE)
+    assert check(folder).level == "proved"
+    accepted = 0
+    for mutant in mutants(folder, 400, seed=3):
+        try:
+            certificate = parse_certificate(mutant.certificate, mutant.weights)
+        except Rejected:
+            continue
+        if check(certificate).level == "proved":
+            accepted += 1
+            net, claim = read_network(certificate.policy), certificate.claim
+            assert claim["norm"] == "l2", mutant.change
+            scales = (scale_of_norm(claim[name], size) for name, size in (("input_scale", net.inputs), ("output_scale", net.outputs)))
+            floor = pattern_floor(net, *effective_scales(net, *scales))
+            assert float.fromhex(claim["bound"]) >= floor * (1 - 1e-9), mutant.change
+    assert 0 < accepted < 200
 
 
 # --- the rule -------------------------------------------------------------------------------------------------------------
