@@ -128,7 +128,7 @@ class Step:
     def _spread(self, P: Array, toward: Array, sensitivity: Array, error: Array) -> Array:
         """2 e^T (|P a| + |P S| r) + e^T |P| e."""
         reach = np.abs(toward) + _times(np.abs(sensitivity), self.radius)
-        return 2 * _dot(error, reach) + _dot(error, error @ np.abs(P))
+        return np.asarray(2 * _dot(error, reach) + _dot(error, error @ np.abs(P)))
 
     def _size(self, P: Array, error: Array) -> Array:
         """(|a| + |S| r + e)^T |P| (|a| + |S| r + e): bounds every term of V(y+)."""
