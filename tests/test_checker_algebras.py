@@ -160,6 +160,7 @@ def test_exact_operations_on_both_signs() -> None:
     for divisor in ((F(1), F(0), F(2)), (F(0),)):
         with pytest.raises(Inexact, match="zero"):
             algebra.div(x, divisor)
+    assert algebra.sqrt((F(0), F(9, 4))) == (0, F(3, 2))
     for bad, message in ((F(-1), "negative"), (F(2), "square"), (F(1, 2), "square"), (F(4, 3), "square"), (F(2, 9), "square")):
         with pytest.raises(Inexact, match=message):
             algebra.sqrt((F(1), bad))
@@ -179,6 +180,28 @@ def test_exact_affine_maps() -> None:
         algebra.affine((half / 2,), np.zeros((1, 1)), None)
     with pytest.raises(Inexact, match="bits"):  # each is short, but not their common denominator
         algebra.affine((1 / F(2**9000), 1 / F(3**6000)), np.zeros((1, 2)), None)
+
+
+def test_operands_of_other_lengths_are_refused() -> None:
+    """A graph has none; what calls an algebra in another way gets no shortened answer."""
+    x, y = (F(1), F(2)), (F(1), F(2), F(3))
+    exact, in_balls = ExactAlgebra(), BallAlgebra()
+    long, short = [arb(1)] * 3, [arb(1)] * 2
+    for call in (
+        lambda: exact.add(x, y),
+        lambda: exact.clip(y, x, y),
+        lambda: exact.clip(y, y, x),
+        lambda: exact.affine(y, np.ones((2, 2)), None),
+        lambda: exact.affine(x, np.ones((2, 3)), None),
+        lambda: exact.affine(x, np.ones((2, 2)), np.ones(1)),
+        lambda: in_balls.add(long, short),
+        lambda: in_balls.clip(long, x, y),
+        lambda: in_balls.clip(long, y, x),
+        lambda: in_balls.affine(long, np.ones((2, 2)), None),
+        lambda: in_balls.affine(short, np.ones((2, 3)), None),
+    ):
+        with pytest.raises(ValueError):
+            call()
 
 
 def test_recentred_values() -> None:

@@ -183,5 +183,5 @@ def _dot(row: np.ndarray, whole: list[int]) -> Fraction:
     mantissas, exponents = np.frexp(row.astype(np.float64))
     shift = int(exponents.min()) - 53
     integers = (mantissas * 2.0**53).astype(np.int64).tolist()
-    total = sum(m * w << int(e) - 53 - shift for m, e, w in zip(integers, exponents.tolist(), whole, strict=True) if m and w)
+    total = sum(m * w << int(e) - 53 - shift for m, e, w in zip(integers, exponents.tolist(), whole, strict=True))
     return Fraction(total) * Fraction(2) ** shift
