@@ -126,3 +126,26 @@ def test_runs_of_many_different_scales_are_refused_at_once():
     with pytest.raises(Rejected, match="accepted"):
         prove_lipschitz(Graph(tuple(nodes), {"u": 601}, {}), claim_of(1.0), PRODUCT)
     assert time.monotonic() - started < 10
+
+
+def test_scales_that_are_used_many_times_are_refused_at_once():
+    nodes = [Node("input", (), {"name": "x", "size": 4000}), Node("constant", (), {"values": (Fraction(1, 3),) * 4000})]
+    last = 0
+    for _ in range(3000):
+        nodes += [Node("mul", (last, 1)), Node("add", (last, len(nodes)))]
+        last = len(nodes) - 1
+    started = time.process_time()
+    with pytest.raises(Rejected, match="more than are accepted"):
+        prove_lipschitz(Graph(tuple(nodes), {"u": last}, {}), claim_of(1.0), PRODUCT)
+    assert time.process_time() - started < 10
+
+
+def test_large_linear_parts_are_refused_before_any_balls():
+    """One variable, numbers beyond float64, and a linear map of two million weights."""
+    tensors = {"a": np.full((1500, 1), 1e-100), "b": np.full((1500, 1500), 1e-100), "c": np.full((1, 1500), 1e-100)}
+    nodes = [Node("input", (), {"name": "x", "size": 1})]
+    nodes += [Node("affine", (k,), {"weight": name, "bias": None}) for k, name in enumerate("abc")]
+    started = time.process_time()
+    with pytest.raises(Rejected, match="need more than"):
+        prove_lipschitz(Graph(tuple(nodes), {"u": 3}, tensors), claim_of(1.0), {"method": "multipliers", "multipliers": []})
+    assert time.process_time() - started < 5

@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from lipctrl.certificates.checker.definite import stack, symmetric
+from lipctrl.certificates.checker.definite import balls, stack, symmetric
 from lipctrl.certificates.checker.intervals import Array
 from lipctrl.certificates.checker.network import Activation, Affine, Concatenation, Input, Network, Selection, Signal, Sort, Sum
 from lipctrl.certificates.checker.verdict import Rejected
 
-MAX_CELLS = 30_000_000  #: numbers in all linear forms together
-MAX_PRODUCTS = 2_000_000_000_000  #: multiplications
+LIMITS = 30_000_000, 400_000_000_000  #: numbers in all weights and linear forms together, and multiplications
+BALL_LIMITS = 2_000_000, 40_000_000  #: the same in balls
 
 Lift = Callable[[Array], Any]  #: from floats to numbers of an arithmetic, with ``+ - * / @ .T`` and indexing
 Linear = dict[int, Any]  #: rows over all variables, by blocks; ``None`` stands for the variables of that block themselves
@@ -91,8 +91,9 @@ class _Walk:
         """Before a matrix of this shape is made by products over ``inner``."""
         self.cells += rows * columns
         self.products += rows * columns * inner
-        if self.cells > MAX_CELLS or self.products > MAX_PRODUCTS:
-            raise Rejected(f"the linear forms of this network need more than {MAX_CELLS} numbers or {MAX_PRODUCTS} products")
+        cells, products = BALL_LIMITS if self.lift is balls else LIMITS
+        if self.cells > cells or self.products > products:
+            raise Rejected(f"the linear forms of this network need more than {cells} numbers or {products} products")
 
     def _matrix(self, block: int, rows: Any) -> Any:
         if rows is not None:
@@ -106,6 +107,7 @@ class _Walk:
 
     def _times(self, matrix: Array, values: Linear) -> Linear:
         result: Linear = {}
+        self._count(*matrix.shape)
         lifted = self.lift(matrix)
         for block, rows in values.items():
             self._count(len(matrix), self.sizes[block], 1 if rows is None else matrix.shape[1])

@@ -18,7 +18,7 @@ from lipctrl.certificates.checker.intervals import Array, Interval
 from lipctrl.certificates.checker.slopes import compose, slopes_of
 from lipctrl.certificates.checker.verdict import Rejected
 
-MAX_COMPOSED = 100_000  #: exact products of slopes in all runs of coordinate-wise maps
+MAX_FRACTIONS = 400_000  #: exact numbers, and four for each product of slopes, in all coordinate-wise maps
 
 Place = int | tuple[int, ...]  #: a node's index in a graph, or a path to it through ``recentre`` nodes
 Slopes = Mapping[Place, Interval]  #: slopes that were proved for coordinate-wise nodes on some set
@@ -273,7 +273,7 @@ class _Builder:
         self.all, self.steps, self.last = steps, steps.steps, last
         self.signals: list[Signal] = [Input(self.steps[0].size)]
         self.place: list[int] = []
-        self.composed = 0
+        self.fractions = 0
         self.weights: dict[int, Array] = {}  # by the id of their tensor: a weight may be used many times
         self.readers = [0] * len(self.steps)
         for step in self.steps:
@@ -351,6 +351,8 @@ class _Builder:
         return len(self.signals) - 1
 
     def _slopes(self, step: _Step) -> Interval:
+        if step.node.op in ("mul", "div"):
+            self._count(step.size)
         return self._narrowed(slopes_of(step.graph, step.node), step)
 
     def _narrowed(self, known: Interval | None, step: _Step) -> Interval:
@@ -366,7 +368,11 @@ class _Builder:
         return slopes
 
     def _composed(self, first: Interval, second: Interval) -> Interval:
-        self.composed += max(first.low.size, second.low.size)
-        if self.composed > MAX_COMPOSED:
-            raise Rejected(f"coordinate-wise maps in a row need more than {MAX_COMPOSED} products, which is more than are accepted")
+        self._count(4 * max(first.low.size, second.low.size))
         return compose(first, second)
+
+    def _count(self, fractions: int) -> None:
+        """Before so many exact numbers are computed, which is slow."""
+        self.fractions += fractions
+        if self.fractions > MAX_FRACTIONS:
+            raise Rejected(f"scales and runs of coordinate-wise maps need more than {MAX_FRACTIONS} exact numbers, more than are accepted")
