@@ -121,6 +121,14 @@ def test_lipschitz_keys(policy, tmp_path, capsys):
     assert main(["check", *found["certificates"], "--about", str(policy)]) == 0
 
 
+def test_lipschitz_on_a_box_says_how_far_float32_is_off(policy, tmp_path, capsys):
+    code, found = lipctrl_json(capsys, "lipschitz", policy, "--low", -1, -1, "--high", 1, 1, "--out", tmp_path)
+    assert (code, found["level"]) == (0, "proved")
+    assert [entry["property"] for entry in found["results"]] == ["local_lipschitz", "float32_evaluation"]
+    assert found["certificates"] == [str(tmp_path / "certificate"), str(tmp_path / "evaluation")]
+    assert main(["check", *found["certificates"], "--about", str(policy)]) == 0
+
+
 def test_lipschitz_reads_onnx(tmp_path, capsys):
     onnx, onnx_helper = pytest.importorskip("onnx"), pytest.importorskip("onnx.helper")
     inputs = [onnx_helper.make_tensor_value_info("x", 1, ["batch", 2])]

@@ -14,6 +14,7 @@ from lipctrl.certificates.checker.verdict import PROVED, PROVED_FOR_MODEL, Rejec
 
 _VERIFIERS = "lipctrl.certificates.checker.verifiers."
 KINDS = {
+    "action-deviation": _VERIFIERS + "action_deviation",
     "closed-loop-lyapunov-bab": _VERIFIERS + "closed_loop_lyapunov_bab",
     "counterexample": _VERIFIERS + "counterexample",
     "lipschitz-bound": _VERIFIERS + "lipschitz_bound",

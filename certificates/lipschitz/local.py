@@ -61,7 +61,7 @@ def certify_local_lipschitz(
     given = network if isinstance(network, Graph) else network.graph
     given = given if isinstance(given, Graph) else given()
     graph = graph_from_json(graph_to_json(given), given.tensors)
-    claim = _claim(graph, norm, _domain(graph, low, high, centre, radius), input_scale, output_scale)
+    claim = _claim(graph, norm, domain_of(graph, low, high, centre, radius), input_scale, output_scale)
     try:
         problem, _ = read_problem(graph, {**claim, "bound": "0"})
         if not problem.work().cells_at_once:
@@ -71,7 +71,7 @@ def certify_local_lipschitz(
         raise InputError(f"this network cannot be bounded on this domain: {error}") from error
 
 
-def _domain(graph: Graph, low: Any, high: Any, centre: Any, radius: Any) -> dict[str, Any]:
+def domain_of(graph: Graph, low: Any, high: Any, centre: Any, radius: Any) -> dict[str, Any]:
     """The domain as a claim holds it. Raises InputError."""
     if len(graph.input_sizes) != 1 or len(graph.outputs) != 1:
         raise InputError(f"the network has inputs {list(graph.input_sizes)} and outputs {list(graph.outputs)}, expected one of each")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import tyro
 
@@ -14,6 +15,7 @@ from lipctrl.core.errors import InputError
 
 if TYPE_CHECKING:
     from lipctrl.certificates.checker.graph import Graph
+    from lipctrl.certificates.checker.verdict import Verdict
     from lipctrl.certificates.lipschitz import LipschitzCertificate
     from lipctrl.core.progress import Progress
 
@@ -47,6 +49,8 @@ class Lipschitz(Verb):
     """Radius of the ball."""
     budget_s: float = 20.0
     """Seconds for the search on a box or ball."""
+    activation_ulp: int | None = None
+    """On a box or ball: assumed accuracy of float32 tanh and sigmoid, in units in the last place, for the error of float32 evaluation."""
     squash: Literal["yes", "no"] | None = None
     """Of a zip: whether a tanh, scaled to the action box, is at the output; like the next ones only where the zip does not say it."""
     activation: str | None = None
@@ -86,22 +90,28 @@ class Lipschitz(Verb):
             found = self._certified(network.graph, progress)
             path = found.write(folder / "certificate")
         verdict = check(path)
+        deployed = self._evaluation(network.graph, folder / "evaluation", console) if self._is_local else None
         lower = None if found.lower is None else found.lower.value
         lines = [f"{verdict.claim or verdict.reason} ({verdict.level})"]
         lines += [] if lower is None else [f"at least {rounded_down(lower)}: a pair of points, evaluated rigorously"]
+        lines += [f"upper bound {rounded_up(found.upper.value)} by {found.upper.method}", f"certificate: {path}"]
+        results = [entry("lipschitz", path, verdict, verdict.reason)]
+        if deployed is not None:
+            lines += [f"{deployed[1].claim or deployed[1].reason} ({deployed[1].level})", f"certificate: {deployed[0]}"]
+            results.append(entry("evaluation", *deployed, deployed[1].reason))
         outcome = Outcome(
-            lines=[*lines, f"upper bound {rounded_up(found.upper.value)} by {found.upper.method}", f"certificate: {path}"],
+            lines=lines,
             status="ok" if verdict.level in ("proved", "proved-for-model") else "unknown",
             level=verdict.level,
             claim=verdict.claim,
-            certificates=[str(path)],
+            certificates=[str(path), *([] if deployed is None else [str(deployed[0])])],
             keys={
                 "upper": found.upper.value,
                 "lower": lower,
                 "norm": self.norm,
                 "units": network.units,
                 "method": found.upper.method,
-                "results": [entry("lipschitz", path, verdict, verdict.reason)],
+                "results": results,
             },
         )
         write_results(folder, "lipschitz", outcome)
@@ -116,8 +126,26 @@ class Lipschitz(Verb):
         box, ball = (bool(self.low), bool(self.high)), (bool(self.centre), self.radius is not None)
         if box[0] != box[1] or ball[0] != ball[1] or (box[0] and ball[0]):
             raise InputError("a bound on a box needs --low and --high, one on a ball --centre and --radius: expected one pair or none")
+        if self.activation_ulp is not None and not 1 <= self.activation_ulp <= 1024:
+            raise InputError(f"--activation-ulp is {self.activation_ulp}, expected a whole number from 1 to 1024")
         if not 0 < self.budget_s < math.inf:
             raise InputError(f"the budget is {self.budget_s} s, expected a positive number of seconds")
+
+    @property
+    def _domain(self) -> dict[str, Any]:
+        return {"low": self.low, "high": self.high} if self.low else {"centre": self.centre, "radius": self.radius}
+
+    def _evaluation(self, graph: Graph, folder: Path, console: Console) -> tuple[Path, Verdict] | None:
+        """The certificate of the float32 evaluation's error and its verdict; ``None``, with a warning, where there is no such bound."""
+        from lipctrl.certificates.checker.kinds import check
+        from lipctrl.certificates.lipschitz import certify_evaluation
+
+        try:
+            path = certify_evaluation(graph, self.norm, **self._domain, activation_ulp=self.activation_ulp).write(folder)
+        except InputError as error:
+            console.warn(str(error))
+            return None
+        return path, check(path)
 
     def _certified(self, graph: Graph, progress: Progress) -> LipschitzCertificate:
         from lipctrl.certificates.lipschitz import Budget, certify_lipschitz, certify_local_lipschitz
@@ -128,5 +156,6 @@ class Lipschitz(Verb):
         for name, values in (("low", self.low), ("high", self.high), ("centre", self.centre)):
             if values and len(values) != size:
                 raise InputError(f"--{name} has {len(values)} numbers, expected {size}, one for each observation")
-        domain = {"low": self.low, "high": self.high} if self.low else {"centre": self.centre, "radius": self.radius}
-        return certify_local_lipschitz(graph, self.norm, **domain, budget=Budget(seconds=self.budget_s), seed=self.seed, progress=progress)
+        return certify_local_lipschitz(
+            graph, self.norm, **self._domain, budget=Budget(seconds=self.budget_s), seed=self.seed, progress=progress
+        )
