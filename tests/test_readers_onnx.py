@@ -192,6 +192,25 @@ def test_sigmoid_linear_units_and_biases_are_recognised(save):
     read_chain(graph)
 
 
+@pytest.mark.parametrize("name", [name for name in OPERATIONS if name != "split even"])
+def test_networks_of_every_shape_are_bounded_with_proof(save, name):
+    """Skips, branches and pieces of signals too: only products of signals and exponentials have no bound."""
+    graph = read_onnx(save(with_constants(OPERATIONS[name]))).graph
+    if name in ("Exp", "broadcast"):
+        with pytest.raises(InputError, match="cannot be bounded"):
+            certify_lipschitz(graph)
+        return
+    x = 3 * array(200, SIZE).astype(np.float64)
+    y = x + array(200, SIZE) * 10.0 ** GENERATOR.uniform(-3, 1, (200, 1))
+    function = compile_numpy(graph, np.float64)
+    rise = function(observation=x)["action"] - function(observation=y)["action"]
+    for norm, order in (("l2", 2), ("linf", np.inf)):
+        found = certify_lipschitz(graph, norm)
+        assert found.check().level == "proved" and found.lower.value <= found.upper.value
+        slopes = np.linalg.norm(rise, order, axis=1) / np.linalg.norm(x - y, order, axis=1)
+        assert slopes.max() <= found.upper.value * (1 + 1e-9)
+
+
 def test_batch_normalisation_is_diagonal_and_exact(save):
     proto = with_constants([*OPERATIONS["batch norm"][:1], node("Gemm", "n square vector", "y")])
     network = compare(save(proto), proto)
