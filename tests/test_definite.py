@@ -15,6 +15,7 @@ from lipctrl.certificates.checker.definite import (
     Counted,
     OutOfRange,
     _residual_dominates,
+    _unit_diagonal_scale,
     balls,
     exact,
     is_definite_in_balls,
@@ -139,8 +140,10 @@ U = 2.0**-53
         ((1 + 58 * U) * np.eye(50), np.eye(50), np.zeros(50), False),
         ((1 + 60 * U) * np.eye(50), np.eye(50), np.zeros(50), True),
         # underflow: n^2 2^-500 is always asked for
-        ([[2.0**-501]], [[0]], [0], False),
-        ([[2.0**-499]], [[0]], [0], True),
+        ([[0.99 * 2.0**-500]], [[0]], [0], False),
+        ([[1.01 * 2.0**-500]], [[0]], [0], True),
+        (3.99 * 2.0**-500 * np.eye(2), np.zeros((2, 2)), [0, 0], False),
+        (4.01 * 2.0**-500 * np.eye(2), np.zeros((2, 2)), [0, 0], True),
         ([[math.nan]], [[1]], [0], False),
         ([[4]], [[math.inf]], [0], False),
         ([[4]], [[1]], [math.inf], False),
@@ -151,6 +154,17 @@ def test_the_criterion_asks_for_every_rounding(matrix, factor, radius, accepted)
     arrays = (np.array(values, dtype=np.float64) for values in (matrix, factor, radius))
     with np.errstate(invalid="ignore"):
         assert _residual_dominates(*arrays) is accepted
+
+
+def test_scales_bring_the_diagonal_near_one():
+    """Powers of two, for positive diagonals between 2^-500 and 2^500 alone."""
+    least, greatest = 2.0**-500, 2.0**500
+    diagonal = [1, 4, 0.25, 1.9, 3, greatest, least]
+    assert _unit_diagonal_scale(np.diag(diagonal)).tolist() == [1, 0.5, 2, 1, 0.5, 2.0**-250, 2.0**250]
+    for bad in (0, -1, math.nan, math.inf, -math.inf, np.nextafter(greatest, math.inf), np.nextafter(least, 0)):
+        assert _unit_diagonal_scale(np.diag([1, bad])) is None
+        assert not is_semidefinite_within(np.diag([1, bad]), np.zeros((2, 2)))
+        assert not is_semidefinite_within(np.diag([bad, 1]), np.zeros((2, 2)))
 
 
 @pytest.mark.parametrize("inverse", ["raises", np.nan, np.inf, 0.0])
@@ -228,6 +242,7 @@ def test_roundings_and_least_monomials_are_counted():
         (a / exact(np.array([0.5, 0.25, 0.5])), 1, 0.5),
         (exact(np.ones((2, 1, 3))) @ exact(np.ones((2, 3, 4))), 3, 1.0),
         (stack([a, a * row]), 1, 0.5),
+        (stack([a]), 0, 0.5),
         (stack([a * row * row, row[None]]), 2, 3.0),
         (symmetric({(0, 0): exact(np.eye(1)), (1, 0): b @ a[:, :1], (1, 1): exact(2.0**-9 * np.eye(3))}, [1, 3]), 1, 2.0**-9),
         (symmetric({(0, 0): exact(np.eye(1)) * exact(np.ones(1)), (1, 1): exact(2.0**9 * np.eye(3))}, [1, 3]), 1, 1.0),

@@ -263,16 +263,15 @@ def is_definite_in_balls(matrix: Array) -> bool:
     with ctx.workprec(BALL_PRECISION):
         middle = np.array([[float(arb(v).mid()) for v in row] for row in matrix])
         scale = _unit_diagonal_scale(middle)
-        factor = None if scale is None else _factor(middle * scale[:, None] * scale, 0.0)
-        if scale is None or factor is None:
+        if scale is None:
+            return False
+        factor = _factor(middle * scale[:, None] * scale, 0.0)
+        if factor is None:
             return False
         try:
-            inverse = np.linalg.inv(factor) * scale
+            left = arb_mat((np.linalg.inv(factor) * scale).tolist())
         except np.linalg.LinAlgError:
             return False
-        if not bool(np.isfinite(inverse).all()):
-            return False
-        left = arb_mat(inverse.tolist())
         product = left * arb_mat(matrix.tolist()) * left.transpose()
         rows = [sum((abs(product[i, j] - (1 if i == j else 0)) for j in range(order)), arb(0)) for i in range(order)]
         return all(bool(row < 1) for row in rows)
