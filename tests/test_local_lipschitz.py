@@ -291,11 +291,12 @@ def test_cells_of_a_ball_hold_its_points(seed):
     """Points of a weighted ball that lie in a box are in its cell, within its reach; only cells without points are empty."""
     generator = np.random.default_rng(seed)
     n = int(generator.integers(1, 5))
-    centre, scale = (tuple(F(float(v)) for v in generator.standard_normal(n)), tuple(F(float(v)) for v in 10.0 ** generator.uniform(-1, 1, n)))
+    centre, scale = (tuple(F(float(v)) for v in part) for part in (generator.standard_normal(n), 10.0 ** generator.uniform(-1, 1, n)))
     domain = read_domain({"centre": texts(centre), "radius": "3/2"}, n, "l2", scale)
     c, s = (np.array([float(v) for v in part]) for part in (centre, scale))
     direction = generator.standard_normal((4000, n))
-    points = c + direction / np.linalg.norm(direction, axis=1, keepdims=True) * 1.5 * generator.random((4000, 1)) ** (1 / n) * (1 - 1e-9) / s
+    direction *= 1.5 * (1 - 1e-9) * generator.random((4000, 1)) ** (1 / n) / np.linalg.norm(direction, axis=1, keepdims=True)
+    points = c + direction / s
     low, high = domain.box()
     assert ((points >= low) & (points <= high)).all()
     for _ in range(40):

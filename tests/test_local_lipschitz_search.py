@@ -2,7 +2,9 @@
 
 import json
 import random
+from dataclasses import replace
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -47,7 +49,7 @@ def test_random_networks_on_random_boxes(seed, norm):
     (size,) = graph.input_sizes.values()
     centre, radius = generator.standard_normal(size), 10.0 ** rng.uniform(-3, 0.7)
     low, high = centre - radius, centre + radius * generator.random(size)
-    found = certify_local_lipschitz(graph, norm, low=low, high=high, budget=SHORT, seed=seed)
+    found = certify_local_lipschitz(graph, norm, low=low, high=high, budget=replace(SHORT, seed=seed))
     assert found.check().level == "proved"
     assert found.lower is None or found.lower.value <= found.upper.value
     assert steepest_excess(graph, low, high, norm, found.upper.value, generator) <= 0
@@ -70,7 +72,7 @@ def test_small_boxes_are_bounded_within_five_percent(activation):
     generator = np.random.default_rng(5)
     sizes = (3, 32, 32, 1)
     layers = []
-    for before, after in zip(sizes[:-1], sizes[1:], strict=True):
+    for before, after in pairwise(sizes):
         layers += [(generator.standard_normal((after, before)) * np.sqrt(2 / before), None), activation]
     graph = network(*layers[:-1], size=3)
     centre = generator.standard_normal(3)
@@ -116,7 +118,7 @@ def test_one_point_and_flat_directions():
 
 
 def test_equal_seeds_give_equal_certificates_when_the_search_ends_by_itself():
-    found = [certify_local_lipschitz(STEP_UP, low=[1], high=[5], budget=Budget(60, 10_000, 1e-3), seed=1) for _ in range(2)]
+    found = [certify_local_lipschitz(STEP_UP, low=[1], high=[5], budget=Budget(60, 10_000, 1e-3, seed=1)) for _ in range(2)]
     assert found[0].upper == found[1].upper and found[0].lower == found[1].lower
 
 
@@ -135,7 +137,8 @@ def test_an_interrupt_returns_what_is_proved_so_far():
 
 def test_more_time_gives_no_worse_a_bound():
     generator = np.random.default_rng(2)
-    graph = network((generator.standard_normal((12, 2)), generator.standard_normal(12)), "tanh", (generator.standard_normal((2, 12)), None), size=2)
+    weights = [generator.standard_normal(shape) for shape in ((12, 2), (12,), (2, 12))]
+    graph = network((weights[0], weights[1]), "tanh", (weights[2], None), size=2)
     values = [certify_local_lipschitz(graph, low=[-1, -1], high=[1, 1], budget=Budget(s, 10**5, 1e-3)).upper.value for s in (0.01, 0.5, 2)]
     assert values[2] <= values[1] * (1 + 1e-6) and values[1] <= values[0] * (1 + 1e-6)
 

@@ -63,4 +63,4 @@ def _tiny(size: Array) -> Array:
 
 
 def _slack(size: Array) -> float:
-    return 1 + 4 * (size.shape[-1] * size.shape[-2] + 8) * iv.UNIT
+    return 1 + 4 * float(size.shape[-1] * size.shape[-2] + 8) * iv.UNIT

@@ -48,7 +48,10 @@ def work_of_step(loop: Loop) -> Work:
 
 
 def work_of_graph(graph: Graph, seeds: int) -> tuple[int, int, int]:
-    """The enclosure of a graph in this many seed coordinates: (units for a cell, units for a batch, numbers kept for a cell); the float32 error evaluates recentred graphs once more."""
+    """The enclosure of a graph in this many seed coordinates: (units for a cell, units for a batch, numbers kept for a cell).
+
+    The float32 error evaluates recentred graphs once more.
+    """
     cell, batch, floats = 0, sum(PER_NODE + PER_OPERAND * len(node.inputs) for node in graph.nodes), 0
     for node, size in zip(graph.nodes, graph.sizes, strict=True):
         if node.op == "recentre":

@@ -22,17 +22,17 @@ from lipctrl.core.progress import Progress, no_progress
 from lipctrl.core.rationals import rational, rationals
 
 MARGIN = 1e-9  #: relative, between the bound that was found and the one that is claimed
-SHARED = 0.5  #: of the budget: until then both searches go on
 _SIZES = (1.0, 1 + 1e-7, 1 + 1e-5, 1 + 1e-3)  #: of the claimed bound, should the checker refuse a smaller one
 
 
 @dataclass(frozen=True)
 class Budget:
-    """When a search ends: seconds, cells, or a bound within ``tolerance`` (relative) of the lower bound."""
+    """When a search ends: seconds, cells, or a bound within ``tolerance`` (relative) of the lower bound; and its ``seed``."""
 
     seconds: float = 10.0
     cells: int = 100_000
     tolerance: float = 1e-3
+    seed: int = 0
 
 
 def certify_local_lipschitz(
@@ -46,7 +46,6 @@ def certify_local_lipschitz(
     input_scale: Any = None,
     output_scale: Any = None,
     budget: Budget | None = None,
-    seed: int = 0,
     progress: Progress = no_progress,
 ) -> LipschitzCertificate:
     """Bound the Lipschitz constant of a network on a box or a ball from above, with proof, and from below, with a witness.
@@ -66,7 +65,7 @@ def certify_local_lipschitz(
         problem, _ = read_problem(graph, {**claim, "bound": "0"})
         if not problem.work().cells_at_once:
             raise InputError("this network is too large for local bounds")
-        return _Certifier(graph, claim, problem, budget or Budget(), seed, progress).run()
+        return _Certifier(graph, claim, problem, budget or Budget(), progress).run()
     except (Rejected, GraphError) as error:
         raise InputError(f"this network cannot be bounded on this domain: {error}") from error
 
@@ -107,10 +106,10 @@ def _claim(graph: Graph, norm: str, domain: dict[str, Any], input_scale: Any, ou
 class _Certifier:
     """One run: witness, search, witness again, proof."""
 
-    def __init__(self, graph: Graph, claim: dict[str, Any], problem: Problem, budget: Budget, seed: int, progress: Progress) -> None:
+    def __init__(self, graph: Graph, claim: dict[str, Any], problem: Problem, budget: Budget, progress: Progress) -> None:
         self.graph, self.claim, self.problem, self.budget, self.progress = graph, claim, problem, budget, progress
         scales = problem.scale_in, problem.scale_out
-        self.witnesses = WitnessSearch(graph, problem.domain, problem.norm, *scales, seed)
+        self.witnesses = WitnessSearch(graph, problem.domain, problem.norm, *scales, budget.seed)
         self.lower: LowerBound | None = None
 
     def run(self) -> LipschitzCertificate:
@@ -143,7 +142,7 @@ class _Certifier:
         return 0.0 if self.lower is None else self.lower.value
 
     def _search(self, searches: list[Search]) -> None:
-        """Both searches get equal time at first, then the better one goes on alone."""
+        """In turns, the one that promises the smaller bound at the end."""
         begun = time.monotonic()
         enough = self._least * (1 + self.budget.tolerance)
         while (best := _best(searches)).upper > enough and best.cells < min(self.budget.cells, MAX_LEAVES):
@@ -155,7 +154,7 @@ class _Certifier:
             able = [search for search in searches if not search.exhausted]
             if not able:
                 break
-            (min(able, key=lambda search: search.seconds) if spent < SHARED else _best(able)).step(enough, left)
+            min(able, key=lambda search: search.promise(left)).step(enough, left)
 
     def _improve(self, starts: np.ndarray | None) -> None:
         found = self.witnesses.search(starts)

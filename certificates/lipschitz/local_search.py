@@ -39,7 +39,7 @@ class Node:
     effective: float
     depth: int = 0
     proof: dict[str, Any] | None = None
-    tried: bool = False
+    tried: int = 0  #: 1: multipliers near the best, 2: the best
     children: tuple[Node, Node] | None = None
 
 
@@ -76,6 +76,7 @@ class Search:
     rates: dict[bool, float | None] = field(default_factory=lambda: {False: None, True: None})  #: log bound a second; True: multipliers
     slices: int = 0
     seconds: float = 0.0
+    rate: float = math.inf  #: log bound a second, of both kinds of slices
     exhausted: bool = False  #: nothing is left to try on the worst cell
 
     def __post_init__(self) -> None:
@@ -168,7 +169,12 @@ class Search:
         passed = max(time.monotonic() - begun, 1e-3)
         self.seconds += passed
         rate, known = _log_ratio(before, self.upper) / passed, self.rates[careful]
-        self.rates[careful] = rate if known is None else 0.5 * rate + 0.5 * known
+        self.rates[careful] = rate if known is None else 0.7 * known + 0.3 * rate
+        self.rate = rate if self.seconds == passed else 0.7 * self.rate + 0.3 * rate
+
+    def promise(self, seconds: float) -> float:
+        """The logarithm of the bound to be expected after so many more seconds: bounds fall ever more slowly."""
+        return (math.log(self.upper) if 0 < self.upper < math.inf else self.upper) - 0.5 * self.rate * seconds
 
     def _multipliers_are_faster(self) -> bool:
         """At lowering the bound, from what was seen; now and then the slower way is tried again."""
@@ -189,27 +195,31 @@ class Search:
     def careful(self, seconds: float) -> float:
         """Seek multipliers on the worst cell that has none, or split it where it has. Returns the estimated seconds."""
         node = heapq.heappop(self.heap)[-1]
-        if node.tried:
+        if node.tried == 2:
             if node.axis < 0:
                 self._push(node)
                 self.exhausted = True
                 return math.inf
             self.split([node])
             return SLICE / 10
-        node.tried = True
         found, empty = self.problem.slopes(node.low[None], node.high[None])
         spent = 0.01
-        if not empty[0]:
+        if empty[0]:
+            node.tried = 2
+        else:
             spent += self._multiplied(node, self.problem.network(found, 0), seconds)
         self._push(node)
         return spent
 
     def _multiplied(self, node: Node, network: Network, seconds: float) -> float:
         order = sum(network.variables)
+        worth = not node.depth or len(self.problem.domain.free) > FEW_INPUTS
+        thorough = order <= SMALL_ORDER or (node.tried == 1 and worth)
+        node.tried = 2 if thorough or not worth or self.problem.norm == "linf" else 1
         if order > MAX_ORDER or self.proofs >= MAX_PROOFS:
+            node.tried = 2
             return 0.0
-        thorough = order <= SMALL_ORDER or not node.depth or len(self.problem.domain.free) > FEW_INPUTS
-        bound = bound_cell(self.problem, network, CELL_TOLERANCE, 0.5 * seconds if thorough else 0.0)
+        bound = bound_cell(self.problem, network, CELL_TOLERANCE, 0.25 * seconds if thorough else 0.0)
         if bound is not None and bound.value < node.own:
             node.own, node.proof = bound.value, dict(bound.evidence)
             node.effective = min(node.effective, node.own)

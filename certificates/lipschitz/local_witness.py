@@ -117,7 +117,8 @@ class WitnessSearch:
         off = points - centre
         size = np.linalg.norm(off * self.weights[0][self.free], axis=1, keepdims=True)
         shrink = np.minimum(1.0, float(self.domain.radius) * (1 - 1e-12) / np.maximum(size, 1e-300))
-        return np.clip(centre + off * shrink, self.low, self.high)
+        inside: Array = np.clip(centre + off * shrink, self.low, self.high)
+        return inside
 
     def _steepest(self, points: Array) -> tuple[Array, Array]:
         """The gain at each point by difference steps towards the inside, and the direction (in x) of the gain."""

@@ -156,6 +156,4 @@ class Lipschitz(Verb):
         for name, values in (("low", self.low), ("high", self.high), ("centre", self.centre)):
             if values and len(values) != size:
                 raise InputError(f"--{name} has {len(values)} numbers, expected {size}, one for each observation")
-        return certify_local_lipschitz(
-            graph, self.norm, **self._domain, budget=Budget(seconds=self.budget_s), seed=self.seed, progress=progress
-        )
+        return certify_local_lipschitz(graph, self.norm, **self._domain, budget=Budget(self.budget_s, seed=self.seed), progress=progress)
