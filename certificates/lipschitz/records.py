@@ -31,8 +31,8 @@ def rounded_down(value: float, digits: int = 6) -> str:
 class UpperBound:
     """|f(x) - f(y)| <= ``value`` |x - y| for all x, y: ``claim`` and ``evidence`` are what the checker accepted in this process.
 
-    ``method`` is ``"norm-product"``, ``"absolute-product"`` (linf), ``"multipliers"`` or ``"windows"``. ``gap`` is how far, relatively, the value may lie above the best
-    that multipliers can prove, by the solver's own account (``numerical``), or ``None``.
+    ``method`` is ``"norm-product"``, ``"absolute-product"`` (linf), ``"multipliers"`` or ``"windows"``. ``gap`` is how far,
+    relatively, the value may lie above the best that multipliers can prove, by the solver's own account (``numerical``), or ``None``.
     """
 
     value: float
