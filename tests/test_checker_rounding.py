@@ -81,6 +81,17 @@ def test_errors_of_assumed_functions_grow_with_their_slopes() -> None:
         assert_just_above(getattr(ALGEBRA, name)(rounded((-30.0, 30.0, 0.0))), [3 * (2 * U + ETA)])
 
 
+def test_values_below_zero_are_as_inaccurate_as_those_above() -> None:
+    """tanh between -1 and -1 + 2^-53, and a constant and an operand of -2^126."""
+    assert_just_above(ALGEBRA.tanh(rounded((-30.0, -25.0, SMALL))), [dy + 3 * (2 * U * (1 + dy) + ETA)])
+    assert np.isnan(ALGEBRA.constant((Fraction(-(2**126)),)).error).all()
+    s = Sketch()
+    for value in (-(2.0**126), 2.0**126):
+        at = iv.point(np.full((1, 1), value))
+        assert np.isnan(float32_error(s.graph(y=s.input("x", 1)), seeds(at, at, 0, 1), np.zeros((1, 1, 1)), None)).all()
+        s = Sketch()
+
+
 def test_functions_of_unknown_accuracy_need_an_assumption() -> None:
     for name in ("tanh", "sigmoid"):
         with pytest.raises(GraphError, match="activation_ulp"):
