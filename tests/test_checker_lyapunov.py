@@ -720,3 +720,15 @@ def test_slopes_of_leaves_are_taken_over_their_whole_width(side: int) -> None:
     with pytest.raises(Rejected, match="leaf 'ok'"):
         bab._check_leaves("ok", loop, claim(kappa="1/10"), np.minimum(near, far), np.maximum(near, far))
     bab._check_leaves("ok", loop, claim(kappa="1/10"), np.minimum(3 * near, far), np.maximum(3 * near, far))
+
+
+def test_leaves_that_are_called_out_have_to_be_out() -> None:
+    """x+ = 0: V falls to 0 everywhere, so a leaf inside the set is ok, but not out; and one outside is both."""
+    loop = Loop(parse_plant(resting_plant(1, 9)), constant_policy())
+    inside, outside = (np.array([[0.5]]), np.array([[0.75]])), (np.array([[2.0]]), np.array([[3.0]]))
+    wide = claim([-5.0], [5.0])
+    bab._check_leaves("ok", loop, wide, *inside)
+    bab._check_leaves("out", loop, wide, *outside)
+    with pytest.raises(Rejected, match="leaf 'out' with y in \\[0.5\\] .. \\[0.75\\] does not hold"):
+        bab._check_leaves("out", loop, wide, *inside)
+    bab._check_leaves("out", None, wide, *outside)  # the loop plays no part in it
