@@ -15,7 +15,7 @@ from lipctrl.certificates.checker.graph import Graph, Node
 from lipctrl.certificates.checker.intervals import Array
 from lipctrl.certificates.checker.verdict import Rejected
 
-MAX_PRODUCTS = 8_000_000  #: products in the affine nodes that replace the sorts of one graph
+MAX_PRODUCTS = 8_000_000  #: products in the affine nodes that replace sorts
 
 
 def without_sorts(graph: Graph) -> Graph:
@@ -23,7 +23,11 @@ def without_sorts(graph: Graph) -> Graph:
 
     Raises Rejected where that would be too large.
     """
-    return _Rewriting(graph).result() if _has_sorts(graph) else graph
+    return _rewritten(graph, [MAX_PRODUCTS])
+
+
+def _rewritten(graph: Graph, left: list[int]) -> Graph:
+    return _Rewriting(graph, left).result() if _has_sorts(graph) else graph
 
 
 def _has_sorts(graph: Graph) -> bool:
@@ -32,9 +36,10 @@ def _has_sorts(graph: Graph) -> bool:
 
 @dataclass
 class _Rewriting:
-    """A graph under construction from ``graph``; ``place[i]`` is where its node i has gone."""
+    """A graph under construction from ``graph``; ``place[i]`` is where its node i has gone, ``left`` counts products down."""
 
     graph: Graph
+    left: list[int]
     nodes: list[Node] = field(default_factory=list)
     place: list[int] = field(default_factory=list)
     added: dict[str, Array] = field(default_factory=dict)
@@ -46,7 +51,7 @@ class _Rewriting:
                 self.place.append(self._sorted(inputs[0], self.graph.sizes[index], node.attributes["group_size"]))
                 continue
             if node.op == "recentre":
-                node = replace(node, attributes={**node.attributes, "graph": without_sorts(node.attributes["graph"])})
+                node = replace(node, attributes={**node.attributes, "graph": _rewritten(node.attributes["graph"], self.left)})
             self.place.append(self._add(node.op, *inputs, **node.attributes))
         outputs = {name: self.place[index] for name, index in self.graph.outputs.items()}
         return Graph(tuple(self.nodes), outputs, {**self.graph.tensors, **self.added}, self.graph.nesting)
@@ -66,7 +71,8 @@ class _Rewriting:
         """Node ``index`` (of this size) with its groups sorted, ascending: a new node."""
         largest = min(group_size, size)
         rounds = 1 if largest <= 2 else largest
-        if rounds * size * 2 * size + sum(w.size for w in self.added.values()) > MAX_PRODUCTS:
+        self.left[0] -= rounds * size * 2 * size
+        if self.left[0] < 0:
             raise Rejected(f"sorting {size} signals in groups of {group_size} needs more than {MAX_PRODUCTS} products as absolute values")
         position = np.arange(size) % group_size
         for turn in range(rounds):

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from lipctrl.certificates.checker import intervals as iv
-from lipctrl.certificates.checker.bundle import Certificate, fields, floats
+from lipctrl.certificates.checker.bundle import Certificate, fields, floats, graph_cost
 from lipctrl.certificates.checker.definite import MAX_BALL_ORDER, OutOfRange, require_ieee_products
 from lipctrl.certificates.checker.domain import Domain, Leaf, read_domain, read_leaves
 from lipctrl.certificates.checker.enclosure import Remembered
@@ -44,9 +44,11 @@ from lipctrl.certificates.checker.work import Work, work_of_graph
 
 PROPERTY = "local_lipschitz"
 MAX_LEAVES = 200_000
+MAX_ENDS = 10_000_000  #: ends of the boxes of all leaves
 MAX_PROOFS = 4096  #: leaves with a proof of their own
-MAX_WORK = 3_000_000_000  #: units of work on leaves without one, see ``checker/work.py``
-MAX_PRODUCTS = 1e12  #: multiplications in the matrices of those with one
+MAX_WORK = 3_000_000_000  #: units of work on the slopes of leaves, see ``checker/work.py``
+MAX_PRODUCTS = 1e12  #: multiplications for the proofs of leaves
+PER_VALUE = 5e4  #: multiplications in the time that the exact slopes of one value take
 _SHOWN_INPUTS = 6  #: a sentence names the ends of a domain with so many inputs
 
 Vector = tuple[Fraction, ...]
@@ -129,7 +131,10 @@ def prove_local(graph: Graph, claim: Mapping[str, Any], evidence: Mapping[str, A
         raise Rejected(f"the bound must be finite and not negative, got {bound!r}")
     try:
         require_ieee_products(256)
-        leaves = read_leaves(table["tree"], problem.domain, MAX_LEAVES)
+        leaves = read_leaves(table["tree"], problem.domain, min(MAX_LEAVES, MAX_ENDS // len(problem.domain.low)))
+        work = problem.work()
+        if not work.cells_at_once or work.total(len(leaves)) > MAX_WORK:
+            raise Rejected(f"{len(leaves)} leaves of this network are more work than the checker does")
         if len(problem.domain.free):
             _prove_plain(problem, bound, [leaf for leaf in leaves if leaf.entry is None])
             _prove_others(problem, bound, [leaf for leaf in leaves if leaf.entry is not None], table["proofs"])
@@ -157,11 +162,9 @@ def verify_local(certificate: Certificate) -> Verdict:
 
 def _prove_plain(problem: Problem, bound: float, leaves: list[Leaf]) -> None:
     """Leaves that rest on enclosed slopes alone."""
-    work = problem.work()
-    if not work.cells_at_once or work.total(len(leaves)) > MAX_WORK:
-        raise Rejected(f"{len(leaves)} leaves of this network are more work than the checker does")
-    for start in range(0, len(leaves), work.cells_at_once):
-        part = leaves[start : start + work.cells_at_once]
+    at_once = problem.work().cells_at_once
+    for start in range(0, len(leaves), at_once):
+        part = leaves[start : start + at_once]
         found, empty = problem.slopes(np.stack([leaf.low for leaf in part]), np.stack([leaf.high for leaf in part]))
         with np.errstate(all="ignore"):
             matrices = problem.matrices(found, len(part))
@@ -176,7 +179,7 @@ def _prove_others(problem: Problem, bound: float, leaves: list[Leaf], proofs: li
     """Leaves with a proof of their own."""
     if len(leaves) > MAX_PROOFS:
         raise Rejected(f"{len(leaves)} leaves have proofs of their own, at most {MAX_PROOFS} are accepted")
-    products = 0.0
+    products, values = 0.0, graph_cost(problem.graph)[0]
     for leaf in leaves:
         if type(leaf.entry) is not int or not 0 <= leaf.entry < len(proofs) or not isinstance(proofs[leaf.entry], dict):
             raise Rejected("a leaf must be null or the index of a proof")
@@ -184,7 +187,7 @@ def _prove_others(problem: Problem, bound: float, leaves: list[Leaf], proofs: li
         if empty[0]:
             continue
         network = problem.network(found, 0)
-        products += products_of(network, problem.norm)
+        products += products_of(network, problem.norm) + values * PER_VALUE
         if not products <= MAX_PRODUCTS:
             raise Rejected("the proofs of the leaves are more work than the checker does")
         problem.prove(network, bound, proofs[leaf.entry])
