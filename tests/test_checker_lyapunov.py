@@ -415,6 +415,7 @@ def test_a_contraction_closes_the_hole() -> None:
         ({"origin": {"L": [texts(0.0)]}}, "not invertible"),
         ({"origin": {"L": [texts(1.0)] * 2}}, "1 rows"),
         ({"origin": {"L": (1.0).hex()}}, "1 rows"),
+        ({"origin": {"L": {"first": texts(1.0)}}}, "1 rows"),
         ({"origin": {"c0": (1 + 1e-9).hex(), "domain": texts(1.0)}}, "ellipsoid is not inside its domain"),
         ({"origin": {"c0": (1.0).hex(), "domain": texts(1.0)}}, "not inside the sublevel set"),
         ({"origin": {"c0": (1 - 1e-9).hex(), "domain": texts(1.0)}}, ""),
@@ -481,6 +482,7 @@ def contracts(L: Any, slope: Any, spread: Any, rate: Fraction) -> bool:
         ([[1, 0], [0, 2]], [[0, 0], [0, 0]], [[0, 0.6], [0.2, 0]], 0.5),
         ([[1, -1], [0, 1]], [[0.5, 0], [0, 0]], [[0, 0], [0, 0]], math.sqrt(0.5)),  # middle = (1/2, 1/2; 0, 0)
         ([[1, -1], [0, 1]], [[0, 0], [0, 0]], [[0.3, 0], [0, 0.2]], math.sqrt(0.3**2 + 0.5**2 + 0.2**2)),  # the same in absolute values
+        ([[1, 1], [0, 1]], [[0, 0], [0, 0]], [[0.3, 0], [0, 0.2]], math.sqrt(0.3**2 + 0.5**2 + 0.2**2)),  # with a negative inverse
         ([[0.5, 0], [0, 0.5]], [[0.3, 0.4], [-0.4, 0.3]], [[0, 0], [0, 0]], 0.5),
     ],
 )
