@@ -5,8 +5,8 @@
     python examples/benchmarks/lipschitz_bounds.py verification
 
 ``cells``: the networks of the ECLipsE experiments, 4 inputs, 1 output, seed 7 width + 13 layers, spectral norms uniform in
-[0.4, 1.8]. ``policies``: He-initialised networks of control sizes. ``verification``: the checker's proof at 600 variables beside
-one Cholesky factorisation (``numpy.linalg.cholesky``) of the same matrix, the least of many repetitions.
+[0.4, 1.8]. ``policies``: He-initialised and trained networks of control sizes. ``verification``: the checker's proof at 600
+variables beside one Cholesky factorisation (``numpy.linalg.cholesky``) of the same matrix, the least of many repetitions.
 
 Peers run in processes of their own with a limit of CPU time. cvxpy solves the same program with Clarabel and SCS; ``--peers`` is a
 folder with ``eclipse_nn`` in it (``pip install --no-deps --target FOLDER eclipse-nn``). What a solver claims is not a bound;
@@ -57,6 +57,29 @@ def he(*sizes: int) -> Weights:
     """He-initialised weights, seed 0."""
     generator = np.random.default_rng(0)
     return [generator.standard_normal((m, n)) * math.sqrt(2 / n) for n, m in pairwise(sizes)]
+
+
+def trained(*sizes: int) -> Weights:
+    """Weights after 300 steps of Adam towards a smooth function, in float32."""
+    import torch
+
+    torch.set_num_threads(1)
+    generator = torch.Generator().manual_seed(0)
+    weights = [torch.tensor(weight, dtype=torch.float32).requires_grad_() for weight in he(*sizes)]
+    biases = [torch.zeros(m, requires_grad=True) for m in sizes[1:]]
+    x, mix = torch.randn(4096, sizes[0], generator=generator), torch.randn(sizes[0], sizes[-1], generator=generator)
+    y = torch.tanh(x @ mix) + 0.3 * torch.sin(3 * x[:, :1])
+    optimiser = torch.optim.Adam([*weights, *biases], 1e-3)
+    for _ in range(300):
+        batch = torch.randint(0, 4096, (256,), generator=generator)
+        z = x[batch]
+        for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
+            z = torch.relu(z @ weight.T + bias)
+        loss = (z @ weights[-1].T + biases[-1] - y[batch]).square().mean()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    return [weight.detach().double().numpy() for weight in weights]
 
 
 def relu_network(weights: Weights) -> Graph:
@@ -251,6 +274,7 @@ def main() -> None:
         else:
             sizes = ((3, 64, 64, 1), (17, 64, 64, 6), (17, 256, 256, 6), (27, 256, 256, 256, 8))
             networks = {"-".join(map(str, shape)): he(*shape) for shape in sizes}
+            networks |= {"-".join(map(str, shape)) + " trained": trained(*shape) for shape in sizes[:3]}
         for name in options.names or networks:
             weights = networks[name]
             show(measure(name, weights))
