@@ -23,7 +23,8 @@ from lipctrl.certificates.checker.verifiers.lipschitz_bound import effective_sca
 from lipctrl.certificates.checker.windows import window
 from lipctrl.certificates.checker.writing import write_certificate
 from lipctrl.certificates.lipschitz import certify, certify_lipschitz
-from lipctrl.certificates.lipschitz.eclipse import eclipse, fast_bounds
+from lipctrl.certificates.lipschitz import eclipse as eclipse_module
+from lipctrl.certificates.lipschitz.eclipse import eclipse
 from lipctrl.certificates.lipschitz.patterns import pattern_floor
 from lipctrl.certificates.lipschitz.windows import bound_by_windows, cuts
 
@@ -91,12 +92,20 @@ def test_stages_are_proved_and_grow_better(op, attributes):
 def test_closed_form_stages_are_below_the_product_of_norms():
     for seed in range(20):
         graph = network((3, 12, 12, 12, 12, 2), seed=seed)
-        chain, ones = read_chain(graph), ones_of(graph)
-        weights = [*(layer.weight for layer in chain.hidden), chain.weight]
-        products = np.cumprod([np.linalg.norm(weight, 2) for weight in weights])
-        bounds = list(fast_bounds(chain, 0))
-        assert len(bounds) == len(products) and bool(np.all(bounds <= products * (1 + 1e-9)))
-        assert bounds[-1] == pytest.approx(eclipse(chain, *ones).bound, rel=1e-9)
+        product = math.prod(float(np.linalg.norm(graph.tensors[f"w{k}"], 2)) for k in range(5))
+        assert eclipse(read_chain(graph), *ones_of(graph)).bound <= product * (1 + 1e-9)
+
+
+def test_wide_layers_get_their_multipliers_in_closed_form(monkeypatch):
+    """A stage of one layer that is too wide for Newton steps, between others that are not."""
+    graph = network((3, 8, 30, 30, 8, 2))
+    chain, ones = read_chain(graph), ones_of(graph)
+    closed, whole = eclipse(chain, *ones).bound, eclipse(chain, *ones, order=200).bound
+    monkeypatch.setattr(eclipse_module, "MAX_STAGE", 40)
+    found = eclipse(chain, *ones, order=1000)
+    filed = [[float(v * (1 + 1e-6) ** 2).hex() for v in values] for values in found.multipliers]
+    assert proves(graph, found.bound * (1 + 1e-6), {"method": "multipliers", "multipliers": filed})
+    assert whole < found.bound < closed
 
 
 def test_scales_of_norms_enter_the_first_and_last_stage():

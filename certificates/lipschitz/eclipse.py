@@ -20,6 +20,7 @@ from lipctrl.certificates.checker.intervals import Array
 from lipctrl.certificates.lipschitz.newton import solve
 from lipctrl.certificates.lipschitz.system import System, build_system, network_of
 
+MAX_STAGE = 1500  #: variables; a hidden layer that is wider gets its multipliers in closed form
 MARGIN = 1e-6  #: relative, what multipliers in closed form stay below the edge where the matrix would be singular
 
 
@@ -32,37 +33,21 @@ class Recursion:
 
 
 def eclipse(chain: Chain, scale_in: Array, scale_out: Array, order: int = 0, tolerance: float = 1e-3) -> Recursion:
-    """Multipliers by stages of at least one hidden layer and at most ``order`` variables; closed form where that is 0.
+    """Multipliers by stages of at least one hidden layer and at most ``order`` (up to MAX_STAGE) variables; closed form where that is 0.
 
     Raises LinAlgError where floats leave no feasible multipliers.
     """
     weights = [*(layer.weight for layer in chain.hidden), scale_out[:, None] * chain.weight]
     weights[0] = weights[0] / scale_in
     gram, multipliers = weights[0] @ weights[0].T, []
-    for first, last in _stages(chain, order):
-        if order:
+    for first, last in _stages(chain, min(order, MAX_STAGE)):
+        if order and len(gram) + sum(layer.variables for layer in chain.hidden[first:last]) <= MAX_STAGE:
             gram, found = _newton_stage(gram, chain.hidden[first:last], weights[first + 1 : last + 1], tolerance)
-        else:
+        else:  # one hidden layer
             gram, found = _fast_stage(gram, chain.hidden[first], weights[last])
         multipliers += found
     square = _greatest(gram)
     return Recursion(math.sqrt(square), [square * values for values in multipliers])
-
-
-def fast_bounds(chain: Chain, first: int) -> Iterator[float]:
-    """Bounds of the windows that begin with affine map ``first``, by the closed form, each one affine map longer.
-
-    They end before an activation. Ends with the chain, or where floats leave no feasible multipliers.
-    """
-    weights = [*(layer.weight for layer in chain.hidden), chain.weight]
-    gram = weights[first] @ weights[first].T
-    yield math.sqrt(_greatest(gram))
-    for layer, weight in zip(chain.hidden[first:], weights[first + 1 :], strict=True):
-        try:
-            gram, _ = _fast_stage(gram, layer, weight)
-        except np.linalg.LinAlgError:
-            return
-        yield math.sqrt(_greatest(gram))
 
 
 def _stages(chain: Chain, order: int) -> Iterator[tuple[int, int]]:
