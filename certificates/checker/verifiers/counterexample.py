@@ -193,7 +193,11 @@ _SLOPES: dict[str, Callable[[arb], arb]] = {
 
 def _repeated(a: Jet, b: Jet) -> tuple[Jet, Jet]:
     n = max(len(a.values), len(b.values))
-    return tuple(Jet(x.values * (n // len(x.values)), x.slopes * (n // len(x.values))) for x in (a, b))  # type: ignore[return-value]
+    return _times(a, n // len(a.values)), _times(b, n // len(b.values))
+
+
+def _times(x: Jet, count: int) -> Jet:
+    return Jet(x.values * count, x.slopes * count)
 
 
 class _Derivatives:
