@@ -602,6 +602,9 @@ def test_volumes_of_ellipsoids() -> None:
     assert bab.volume_bound(claim([-1.0, -0.5], [1.0, 0.5], upright), []) == pytest.approx(math.pi / 2, rel=1e-13)
     for high in ((1 - 1e-9, 0.5), (1.0, 0.5 - 1e-9)):
         assert bab.volume_bound(claim([-1.0, -0.5], high, upright), []) == 0  # of no cells at all
+    assert bab.volume_bound(claim([-2.0, -1.0], [2.0, 1.0], upright, 4.0), []) == pytest.approx(2 * math.pi, rel=1e-13)
+    for high in ((2 - 1e-9, 1.0), (2.0, 1 - 1e-9)):
+        assert bab.volume_bound(claim([-2.0, -1.0], high, upright, 4.0), []) == 0
     assert bab.volume_bound(claim([-1.0], [9.0]), []) == pytest.approx(2, rel=1e-14)  # touching the box on one side
 
 
