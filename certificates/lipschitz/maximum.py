@@ -19,12 +19,15 @@ from lipctrl.certificates.lipschitz.records import UpperBound
 from lipctrl.certificates.lipschitz.system import System, build_system
 from lipctrl.core.progress import Progress
 
+MARGIN = 1e-9  #: relative, below what is enough
+
 
 def bound_maximum(problem: Problem, tolerance: float, product: UpperBound | None, progress: Progress) -> UpperBound | None:
     """The greatest of the outputs' bounds, each the smaller of its product of absolute values and its best by multipliers.
 
-    An output whose product of absolute values is below the bound of another needs no multipliers. ``None`` where the
-    checker's code accepts nothing. Raises LinAlgError where floats overflow.
+    Only the greatest counts: an output whose product of absolute values is below the bound of another needs no multipliers, and
+    the search for one ends below that bound. ``None`` where the checker's code accepts nothing. Raises LinAlgError where floats
+    overflow.
     """
     products = absolute_product(problem.network, problem.scale_in, problem.scale_out)
     system = build_system(problem.network, problem.scale_in, problem.scale_out)
@@ -33,7 +36,7 @@ def bound_maximum(problem: Problem, tolerance: float, product: UpperBound | None
     for done, index in enumerate(np.argsort(-products)):
         if products[index] <= best:
             break
-        found = _bound_row(problem, system, int(index), tolerance)
+        found = _bound_row(problem, system, int(index), tolerance, best)
         if found is not None and found[0] < products[index]:
             rows[index] = found[1]
             gaps.append((found[0], found[2]))
@@ -45,11 +48,13 @@ def bound_maximum(problem: Problem, tolerance: float, product: UpperBound | None
     return problem.proved(best, {"method": "multipliers", "rows": rows}, gap)
 
 
-def _bound_row(problem: Problem, system: System, index: int, tolerance: float) -> tuple[float, dict[str, Any], float | None] | None:
+def _bound_row(
+    problem: Problem, system: System, index: int, tolerance: float, enough: float
+) -> tuple[float, dict[str, Any], float | None] | None:
     """Bound, evidence and gap for one output, which the checker's code accepts on its own; ``None`` where nothing is accepted."""
     single = system.of_output(index, float(np.linalg.norm(system.output[index])) or 1.0)
     try:
-        found = solve(single, tolerance)
+        found = solve(single, tolerance, enough=(enough / single.scale) ** 2 * (1 - MARGIN))
     except np.linalg.LinAlgError:
         return None
     for shares, values in mixtures(single, found):

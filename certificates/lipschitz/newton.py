@@ -50,18 +50,19 @@ def solve(
     report: Callable[[float, float], None] | None = None,
     first: Array | None = None,
     seconds: float = math.inf,
+    enough: float = 0.0,
 ) -> Multipliers:
     """Multipliers whose bound is within ``tolerance`` (relative, in rho^2) of the best that this form can prove.
 
     ``report(square, gap)`` is called at every centred point. ``first`` are multipliers to begin with, in place of :func:`start`.
-    After ``seconds``, or an interrupt (Ctrl-C), the search ends with what it has. Raises LinAlgError where rounding leaves no
-    feasible start.
+    After ``seconds``, at a square of ``enough``, or at an interrupt (Ctrl-C), the search ends with what it has. Raises LinAlgError
+    where rounding leaves no feasible start.
     """
     deadline = time.monotonic() + seconds
     point = _feasible(system, start(system) if first is None else first)
     t, steps = system.size / point.square, 0
     try:
-        while steps < MAX_STEPS and time.monotonic() < deadline:
+        while steps < MAX_STEPS and time.monotonic() < deadline and point.square > enough:
             steps += 1
             point, decrement = _step(system, point, t)
             if decrement == np.inf:
