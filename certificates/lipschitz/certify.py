@@ -71,7 +71,8 @@ def certify_lipschitz(
     problem = read_problem(given if isinstance(given, Graph) else given(), norm, input_scale, output_scale)
     if multipliers is not None and norm != "l2":
         raise InputError(f"multipliers are known for the norm 'l2' only, got norm {norm!r}")
-    floor = pattern_floor(problem.network, problem.scale_in, problem.scale_out, norm, seed=seed)
+    restarts = 100 if sum(problem.network.variables) <= MAX_NEWTON_ORDER else 10
+    floor = pattern_floor(problem.network, problem.scale_in, problem.scale_out, norm, restarts, seed)
     upper = _upper_bound(problem, multipliers, tolerance, floor, progress)
     progress(0.9, f"upper bound {rounded_up(upper.value)}, looking for a witness", upper)
     lower = None
@@ -143,7 +144,8 @@ def _in_parts(problem: Problem, tolerance: float, product: UpperBound | None, pr
                     return accepted
         except (np.linalg.LinAlgError, Rejected):  # no chain, or floats that leave no multipliers
             pass
-    return _by_windows(problem, tolerance, product, progress, WINDOW_ORDER)
+    pair = 2 * max(network.variables)  # a window with one hidden layer inside
+    return _by_windows(problem, tolerance, product, progress, max(WINDOW_ORDER, pair if pair <= MAX_NEWTON_ORDER else 0))
 
 
 def _by_windows(problem: Problem, tolerance: float, product: UpperBound | None, progress: Progress, order: int) -> UpperBound | None:
