@@ -314,7 +314,7 @@ def test_values_are_cut_with_what_the_slopes_give() -> None:
 
 
 def test_constants_and_leaks_between_two_floats() -> None:
-    """Numbers that are no floats, the nearest one above or below: neither the number nor what slopes are multiplied with may be taken for its neighbour."""
+    """Numbers that are no floats, the nearest one above or below: none may be taken for its neighbour, nor multiplied with it."""
     for number in (Fraction(1, 3), Fraction(1, 10), Fraction(7, 5), Fraction(11, 10)):
         value = EnclosureAlgebra(np.zeros((0, 1, 1))).constant((number,)).value
         assert Fraction(value.low[0, 0]) < number < Fraction(value.high[0, 0])
