@@ -22,6 +22,7 @@ from lipctrl.core.progress import Progress, no_progress
 from lipctrl.core.rationals import rational, rationals
 
 MARGIN = 1e-9  #: relative, between the bound that was found and the one that is claimed
+SHARE = 0.15  #: of the time for multipliers on few cells, at least
 _SIZES = (1.0, 1 + 1e-7, 1 + 1e-5, 1 + 1e-3)  #: of the claimed bound, should the checker refuse a smaller one
 
 
@@ -142,7 +143,7 @@ class _Certifier:
         return 0.0 if self.lower is None else self.lower.value
 
     def _search(self, searches: list[Search]) -> None:
-        """In turns, the one that promises the smaller bound at the end."""
+        """In turns, until the bounds meet or the budget is spent."""
         begun = time.monotonic()
         enough = self._least * (1 + self.budget.tolerance)
         while (best := _best(searches)).upper > enough and best.cells < min(self.budget.cells, MAX_LEAVES):
@@ -151,10 +152,16 @@ class _Certifier:
                 break
             spent = 1 - left / self.budget.seconds
             self.progress(0.1 + 0.8 * spent, f"bound {rounded_up(best.upper)} on {best.cells} cells (not yet proved)", None)
-            able = [search for search in searches if not search.exhausted]
-            if not able:
+            chosen = self._next(*searches, left)
+            if chosen is None:
                 break
-            min(able, key=lambda search: search.promise(left)).step(enough, left)
+            chosen.step(enough, left)
+
+    def _next(self, few: Search, many: Search, left: float) -> Search | None:
+        """Many cells as long as they promise to end below what multipliers on few have reached; these get a share of the time anyway."""
+        behind = few.seconds <= SHARE * (few.seconds + many.seconds)
+        order = [few, many] if behind or many.promise(self._least, left) >= few.upper else [many, few]
+        return next((search for search in order if not search.exhausted), None)
 
     def _improve(self, starts: np.ndarray | None) -> None:
         found = self.witnesses.search(starts)

@@ -76,7 +76,6 @@ class Search:
     rates: dict[bool, float | None] = field(default_factory=lambda: {False: None, True: None})  #: log bound a second; True: multipliers
     slices: int = 0
     seconds: float = 0.0
-    rate: float = math.inf  #: log bound a second, of both kinds of slices
     exhausted: bool = False  #: nothing is left to try on the worst cell
 
     def __post_init__(self) -> None:
@@ -170,11 +169,13 @@ class Search:
         self.seconds += passed
         rate, known = _log_ratio(before, self.upper) / passed, self.rates[careful]
         self.rates[careful] = rate if known is None else 0.7 * known + 0.3 * rate
-        self.rate = rate if self.seconds == passed else 0.7 * self.rate + 0.3 * rate
 
-    def promise(self, seconds: float) -> float:
-        """The logarithm of the bound to be expected after so many more seconds: bounds fall ever more slowly."""
-        return (math.log(self.upper) if 0 < self.upper < math.inf else self.upper) - 0.5 * self.rate * seconds
+    def promise(self, lower: float, seconds: float) -> float:
+        """The bound to be expected after so many more seconds: its excess falls like the width of equal cells, one k-th root of time."""
+        if not self.seconds or not math.isfinite(self.upper):
+            return lower
+        share = self.seconds / (self.seconds + seconds)
+        return lower + (self.upper - lower) * share ** (1 / len(self.problem.domain.free))
 
     def _multipliers_are_faster(self) -> bool:
         """At lowering the bound, from what was seen; now and then the slower way is tried again."""
@@ -182,7 +183,7 @@ class Search:
         by_splits, by_multipliers = self.rates[False], self.rates[True]
         if by_splits is None or by_multipliers is None:
             return by_splits is not None
-        return (by_multipliers > by_splits) != (self.slices % 8 == 0)
+        return (by_multipliers > by_splits) != (self.slices % 16 == 0)
 
     def plain(self) -> float:
         """Split the worst cells. Returns the seconds that this takes, as estimated."""

@@ -2,9 +2,9 @@
 
     python examples/benchmarks/local_lipschitz.py --seconds 5 --out local.jsonl
 
-Networks are He-initialised, with a state drawn from the standard normal distribution as the middle of the box, and one policy that
-was trained like the quickstart's, around the upright equilibrium. *Slopes alone* is branch and bound on the same cells without
-any multipliers, for the same time: the tightest that interval Jacobians give. *Jacobian* is the gain at the middle of the box.
+Networks are He-initialised, with a state drawn from the standard normal distribution as the middle of the box, and one policy is
+fitted to a saturated linear law, around its equilibrium. ``slopes_alone`` is branch and bound on interval Jacobians, without
+multipliers, for the same processor time less that of the proof. A search may overrun its seconds by one factorisation, and the pairs take theirs.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import torch
 
 from lipctrl.certificates.checker.graph import Graph, Node
 from lipctrl.certificates.checker.verifiers.local_lipschitz import read_problem
-from lipctrl.certificates.lipschitz import Budget, certify_lipschitz, certify_local_lipschitz
+from lipctrl.certificates.lipschitz import Budget, certify_local_lipschitz
 from lipctrl.certificates.lipschitz.local_search import Search
 
 SIZES = {"3-64-64-1": (3, 64, 64, 1), "17-64-64-6": (17, 64, 64, 6), "17-256-256-6": (17, 256, 256, 6)}
@@ -63,20 +63,20 @@ def slopes_alone(graph: Graph, claim: dict, seconds: float) -> float:
     """The bound of branch and bound by enclosed slopes, after the time given."""
     problem, _ = read_problem(graph, {**claim, "bound": "0"})
     search = Search(problem, False)
-    begun = time.monotonic()
-    while time.monotonic() - begun < seconds:
+    begun = time.process_time()
+    while time.process_time() - begun < seconds:
         search.plain()
     return search.upper
 
 
 def measure(name: str, graph: Graph, centre: np.ndarray, spread: np.ndarray, radius: float, norm: str, seconds: float) -> dict:
-    begun = time.perf_counter()
+    begun, used = time.perf_counter(), time.process_time()
     low, high = ([Fraction(float(v)) for v in centre + sign * radius * spread] for sign in (-1, 1))
     found = certify_local_lipschitz(graph, norm, low=low, high=high, budget=Budget(seconds))
-    wall = time.perf_counter() - begun
-    verdict_begun = time.perf_counter()
+    wall, processor = time.perf_counter() - begun, time.process_time() - used
+    used = time.process_time()
     level = found.check().level
-    checking = time.perf_counter() - verdict_begun
+    checking = time.process_time() - used
     lower = 0.0 if found.lower is None else found.lower.value
     return {
         "network": name,
@@ -85,10 +85,11 @@ def measure(name: str, graph: Graph, centre: np.ndarray, spread: np.ndarray, rad
         "lower": lower,
         "upper": found.upper.value,
         "ratio": found.upper.value / lower if lower else None,
-        "slopes_alone": slopes_alone(graph, dict(found.upper.claim), seconds),
+        "slopes_alone": slopes_alone(graph, dict(found.upper.claim), min(seconds, processor - checking)),
         "leaves": sum(not isinstance(entry, list) for entry in found.upper.evidence["tree"]),
         "level": level,
         "seconds": round(wall, 2),
+        "processor_seconds": round(processor, 2),
         "check_seconds": round(checking, 2),
     }
 
@@ -108,9 +109,8 @@ def main() -> None:
     cases.append(("2-32-32-1 trained", *trained_policy()))
     for norm in options.norms:
         for name, graph, centre, spread in cases:
-            known = certify_lipschitz(graph, norm, tolerance=1e-2, witness=False).upper.value if "256" not in name else None
             for radius in options.radii:
-                row = {**measure(name, graph, centre, spread, radius, norm, options.seconds), "global": known}
+                row = measure(name, graph, centre, spread, radius, norm, options.seconds)
                 print(json.dumps(row), flush=True)
                 if options.out is not None:
                     with options.out.open("a") as file:
