@@ -4,7 +4,7 @@
 
 Networks are He-initialised, with a state drawn from the standard normal distribution as the middle of the box, and one policy is
 fitted to a saturated linear law, around its equilibrium. ``slopes_alone`` is branch and bound on interval Jacobians, without
-multipliers, for the same processor time less that of the proof. A search may overrun its seconds by one factorisation, and the pairs take theirs.
+multipliers, for the same processor time less that of the proof. A search may overrun its seconds by one factorisation.
 """
 
 from __future__ import annotations
