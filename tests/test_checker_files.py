@@ -157,6 +157,11 @@ FORM = "expected F32 or F64, one or two sizes, two offsets"
         (safetensors_file({"a": entry(shape=(-1, -1))}, bytes(4)), FORM),
         (safetensors_file({"a": entry(shape=(-1,), offsets=(0, -4))}), FORM),
         (safetensors_file({"a": entry(shape=(True,))}, bytes(4)), FORM),
+        (safetensors_file({"a": entry(shape=(True, 1))}, bytes(4)), FORM),
+        (safetensors_file({"a": entry(shape=(1, True))}, bytes(4)), FORM),
+        (safetensors_file({"a": entry(shape=(1, -1))}, bytes(4)), FORM),
+        (safetensors_file({"a": entry(offsets=(False, 4))}, bytes(4)), FORM),
+        (safetensors_file({"a": entry(offsets=(0, -4))}, bytes(4)), FORM),
         (safetensors_file({"a": entry(shape=(1.0,))}, bytes(4)), "not allowed"),
         (safetensors_file({"a": {**entry(), "shape": {}}}, bytes(4)), FORM),
         (safetensors_file({"a": {**entry(), "shape": "1"}}, bytes(4)), FORM),
@@ -437,7 +442,7 @@ def zipped(path: Path, members: Iterable[tuple[str, bytes]], **options: Any) -> 
     return path
 
 
-@pytest.mark.parametrize("prefix", ["", "run/", "a b/", "..a/"])
+@pytest.mark.parametrize("prefix", ["", "run/", "a b/", "..a/", ".../", ".a/"])
 @pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
 def test_zips_hold_one_folder_or_none(tmp_path: Path, prefix: str, method: int) -> None:
     data, weights = certificate_bytes(**PARTS)
@@ -467,6 +472,8 @@ ONE_FOLDER = "in one folder and nothing else"
         (["a/" + CERTIFICATE, "b/" + WEIGHTS], ONE_FOLDER),
         (["a/b/" + CERTIFICATE, "a/b/" + WEIGHTS], ONE_FOLDER),
         (["/" + CERTIFICATE, "/" + WEIGHTS], ONE_FOLDER),
+        (["/" + CERTIFICATE, WEIGHTS], ONE_FOLDER),
+        ([CERTIFICATE, "/" + WEIGHTS], ONE_FOLDER),
         (["/a/" + CERTIFICATE, "/a/" + WEIGHTS], ONE_FOLDER),
         (["../" + CERTIFICATE, "../" + WEIGHTS], ONE_FOLDER),
         (["./" + CERTIFICATE, "./" + WEIGHTS], ONE_FOLDER),

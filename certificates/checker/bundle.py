@@ -39,6 +39,7 @@ EVIDENCE_PREFIX = "evidence/"  #: tensors of a certificate that belong to no gra
 _OPEN_FLAGS = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 _LABEL = re.compile(r"[\w /^*·.,'()²³°+-]{1,60}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+_FOLDER = re.compile(r"(?!\.\.?/)[^/\\:\0]+/|")  #: of the entries of a zip: one, or none
 _HEX_FLOAT = re.compile(r"-?0x[01]\.[0-9a-f]{1,13}p[+-]\d{1,4}")
 _PLANT_KEYS = ("state", "action", "observation", "dt", "scheme", "state_box", "action_box", "equilibrium", "dynamics", "observe")
 
@@ -270,12 +271,10 @@ def _read_zip(path: Path) -> dict[str, bytes]:
     try:
         with zipfile.ZipFile(_BoundedReader(data)) as archive:
             entries = [entry for entry in archive.infolist() if not entry.is_dir()]
-            prefixes = {entry.filename.rpartition("/")[0] for entry in entries}
+            prefixes = {entry.filename[: entry.filename.rfind("/") + 1] for entry in entries}
             names = [entry.filename.rpartition("/")[2] for entry in entries]
-            unsafe = any(entry.filename.startswith("/") for entry in entries) or any(
-                prefix in (".", "..") or set(prefix) & set("/\\:\0") for prefix in prefixes
-            )
-            if unsafe or len(prefixes) != 1 or len(set(names)) != len(names) or set(names) - {CERTIFICATE, WEIGHTS, PROVENANCE}:
+            one_folder = len(prefixes) == 1 and _FOLDER.fullmatch(*prefixes) is not None
+            if not one_folder or len(set(names)) != len(names) or set(names) - {CERTIFICATE, WEIGHTS, PROVENANCE}:
                 raise Rejected(f"zip: expected {CERTIFICATE} and {WEIGHTS} in one folder and nothing else, got {sorted(names)[:5]}")
             members = {}
             for name, entry in zip(names, entries, strict=True):
