@@ -152,7 +152,7 @@ class _Certifier:
                 break
             spent = 1 - left / self.budget.seconds
             self.progress(0.1 + 0.8 * spent, f"bound {rounded_up(best.upper)} on {best.cells} cells (not yet proved)", None)
-            chosen = self._next(*searches, left)
+            chosen = self._next(searches[0], searches[1], left)
             if chosen is None:
                 break
             chosen.step(enough, left)

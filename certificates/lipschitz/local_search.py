@@ -175,7 +175,7 @@ class Search:
         if not self.seconds or not math.isfinite(self.upper):
             return lower
         share = self.seconds / (self.seconds + seconds)
-        return lower + (self.upper - lower) * share ** (1 / len(self.problem.domain.free))
+        return lower + (self.upper - lower) * float(share ** (1 / len(self.problem.domain.free)))
 
     def _multipliers_are_faster(self) -> bool:
         """At lowering the bound, from what was seen; now and then the slower way is tried again."""
