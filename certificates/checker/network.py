@@ -282,7 +282,7 @@ class _Builder:
 
     def build(self) -> Network:
         size = self.signals[0].size
-        gain = self._entering().magnitude
+        gain = np.broadcast_to(self._entering().magnitude, size)
         fixed = gain == 0
         if fixed.any():  # coordinates that do not pass: from here on their increments are 0
             self.signals.append(Activation(0, *2 * (np.where(fixed, 0.0, 1.0),)))
@@ -294,7 +294,7 @@ class _Builder:
         if isinstance(signal, Activation):
             output, leaving = signal.operand, signal.gain
             self.signals.pop()  # nobody reads what leaves, so it is the last
-        return Network(tuple(self.signals), output, np.broadcast_to(np.where(fixed, 1.0, gain), size), leaving)
+        return Network(tuple(self.signals), output, np.where(fixed, 1.0, gain), leaving)
 
     def _entering(self) -> Interval:
         """Slopes of the run of coordinate-wise maps that alone read the input; they are placed at signal 0."""
@@ -358,11 +358,9 @@ class _Builder:
     def _narrowed(self, known: Interval | None, step: _Step) -> Interval:
         """Slopes that hold for an operation everywhere, and those that were given for this step."""
         given = self.all.proved(step)
-        if known is None:
-            if given is None:
-                raise Rejected(f"operation {step.node.op!r} has unbounded slopes")
-            return given
-        slopes = known if given is None else known.intersect(given)
+        slopes = given if known is None else known if given is None else known.intersect(given)
+        if slopes is None:
+            raise Rejected(f"operation {step.node.op!r} has unbounded slopes")
         if not bool(np.all(slopes.low <= slopes.high)):
             raise Rejected(f"slopes of node {step.place} contradict its operation {step.node.op!r}")
         return slopes
