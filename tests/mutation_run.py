@@ -55,7 +55,7 @@ TESTS = {  # tests made for the file, which take seconds
     "writing.py": ["checker_kinds"],
     "verifiers/closed_loop_lyapunov_bab.py": ["checker_lyapunov", "checker_attacks"],
     "verifiers/counterexample.py": ["checker_witness", "checker_counterexample"],
-    "verifiers/lipschitz_bound.py": ["checker_network", "lipschitz_bound"],
+    "verifiers/lipschitz_bound.py": ["checker_lipschitz", "lipschitz_bound"],
 }
 
 COMPARISONS: dict[type[ast.cmpop], type[ast.cmpop]] = {
