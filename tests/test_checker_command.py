@@ -72,7 +72,9 @@ def digest(folder):
 
 def test_every_kind_of_the_table_has_a_verifier():
     folder = Path(kinds.__file__).parent / "verifiers"
-    assert {name.rpartition(".")[2] for name in KINDS.values()} == {file.stem for file in folder.glob("*.py")} - {"__init__"}
+    assert {name.rpartition(".")[2] for name in KINDS.values()} == {
+        file.stem for file in folder.glob("*.py") if "\ndef verify(" in file.read_text()
+    }
 
 
 @pytest.mark.parametrize("path", ["", "nowhere", "/dev/null", "/dev/zero", "a\0b", "."])

@@ -27,6 +27,7 @@ from lipctrl.certificates.lipschitz.windows import WINDOW_ORDER, bound_by_window
 from lipctrl.certificates.lipschitz.witness import find_witness
 from lipctrl.core.errors import InputError, LipctrlError
 from lipctrl.core.progress import Progress, no_progress
+from lipctrl.nn.proof import ELSEWHERE
 
 MAX_NEWTON_ORDER = 1500  #: variables beyond which multipliers are sought in stages, or window by window
 PARTS_TOLERANCE = 1e-3  #: of each stage or window there
@@ -166,8 +167,8 @@ def _product(problem: Problem) -> UpperBound | None:
     try:
         if problem.norm == "linf":
             rows = absolute_product(problem.network, problem.scale_in, problem.scale_out)
-            return problem.proved(float(rows.max()), {"method": "absolute-product"})
-        return problem.proved(norm_product(problem.network, problem.scale_in, problem.scale_out), {"method": "norm-product"})
+            return problem.proved(float(rows.max()) * ELSEWHERE, {"method": "absolute-product"})
+        return problem.proved(norm_product(problem.network, problem.scale_in, problem.scale_out) * ELSEWHERE, {"method": "norm-product"})
     except (OutOfRange, Rejected):
         return None
 
