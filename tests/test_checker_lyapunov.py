@@ -259,10 +259,10 @@ def test_float32_claims_are_practical_and_name_their_assumption() -> None:
 
 
 def test_the_processor_is_tested_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    def unsafe() -> None:
-        raise iv.UnsafeArithmetic("probe")
+    def unsafe(order: int) -> None:
+        raise iv.UnsafeArithmetic(f"probe of matrix products of order {order}")
 
-    monkeypatch.setattr(iv, "require_ieee", unsafe)
+    monkeypatch.setattr(bab, "require_ieee_products", unsafe)
     with pytest.raises(iv.UnsafeArithmetic):
         bab.verify(box())
 

@@ -29,6 +29,7 @@ from flint import arb, arb_mat, ctx
 from lipctrl.certificates.checker import intervals as iv
 from lipctrl.certificates.checker.bundle import Certificate, fields, floats, number
 from lipctrl.certificates.checker.cells import Loop, Step, centre_radius, keep_factor, level_range
+from lipctrl.certificates.checker.definite import require_ieee_products
 from lipctrl.certificates.checker.exact import Inexact, evaluate_exact
 from lipctrl.certificates.checker.graph import GraphError
 from lipctrl.certificates.checker.intervals import Array
@@ -59,7 +60,7 @@ class Claim:
 
 def verify(certificate: Certificate) -> Verdict:
     """Check one certificate. Raises Rejected with the reason."""
-    iv.require_ieee()
+    require_ieee_products(256)
     loop, claim, evidence = read(certificate)
     work = work_of_step(loop)
     if not work.cells_at_once:
