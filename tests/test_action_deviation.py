@@ -157,3 +157,27 @@ def test_an_error_is_bounded_for_exact_ends_that_are_no_floats():
     third = evaluate_balls(graph, {"observation": [arb(1) / 3]})["action"][0]
     assert abs(arb(float(deployed)) - third) <= arb(found.value)
     assert Fraction(found.value) < Fraction(1, 10**5)
+
+
+def test_slopes_that_no_float32_holds_are_refused():
+    """Cast to float32 the slope is infinite, however small the values that it meets."""
+    for slope, accepted in ((10**37, True), (10**39, False), (-(10**39), False), (10**400, False)):
+        nodes = (Node("input", (), {"name": "x", "size": 1}), Node("leaky_relu", (0,), {"slope": Fraction(slope)}))
+        claim = {"property": "float32_evaluation", "norm": "linf", "output_scale": None, "bound": "1024", "activation_ulp": None}
+        claim["domain"] = {"low": [str(Fraction(-1, 10**38))], "high": ["0"]}
+        if accepted:
+            assert prove_deviation(Graph(nodes, {"u": 1}), claim, {"method": "cells", "tree": [None]}) == 1024
+        else:
+            with pytest.raises(Rejected, match="not proved to be at most|too large for float64"):
+                prove_deviation(Graph(nodes, {"u": 1}), claim, {"method": "cells", "tree": [None]})
+
+
+def test_numbers_beyond_float64_are_refused_in_words():
+    base = {"property": "float32_evaluation", "norm": "l2", "output_scale": None, "bound": "1", "activation_ulp": None}
+    huge = str(10**400)
+    constant = (Node("input", (), {"name": "x", "size": 1}), Node("constant", (), {"values": (Fraction(10**400),)}), Node("min", (0, 1)))
+    plain = (Node("input", (), {"name": "x", "size": 1}), Node("relu", (0,)))
+    box, ball = {"low": ["0"], "high": ["1"]}, {"centre": ["0"], "radius": str(10**200)}
+    for nodes, change in ((constant, {"domain": box}), (plain, {"domain": box, "output_scale": [huge]}), (plain, {"domain": ball})):
+        with pytest.raises(Rejected, match="too large for float64"):
+            prove_deviation(Graph(nodes, {"u": len(nodes) - 1}), {**base, **change}, {"method": "cells", "tree": [None]})

@@ -426,3 +426,13 @@ def test_ends_in_sentences_are_rounded_inwards():
     claim = claim_of([F(1, 3), -F(1, 7)], [F(2, 3), F(1, 7)], 2.0)
     verdict = check(parse_certificate(*certificate_bytes(kind="lipschitz-bound", claim=claim, policy=graph, evidence=plain())))
     assert "0.333334 <= x1 <= 0.666666, -0.142857 <= x2 <= 0.142857" in verdict.claim
+
+
+def test_numbers_beyond_float64_are_refused_in_words():
+    huge, relu = str(10**400), Graph((Node("input", (), {"name": "x", "size": 1}), Node("relu", (0,))), {"u": 1})
+    constant = (Node("input", (), {"name": "x", "size": 1}), Node("constant", (), {"values": (F(10**400),)}), Node("min", (0, 1)))
+    box, ball = claim_of([0], [1], 2.0), {**claim_of([0], [1], 2.0), "domain": {"centre": ["0"], "radius": str(10**200)}}
+    scaled = [{**claim, name: [huge]} for claim in (box, ball) for name in ("input_scale", "output_scale")]
+    for graph, claim in [(Graph(constant, {"u": 2}), box), (relu, ball), *((relu, claim) for claim in scaled)]:
+        with pytest.raises(Rejected, match="too large for float64"):
+            prove_local(graph, claim, plain())

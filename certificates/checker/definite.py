@@ -78,6 +78,11 @@ class Counted:
         return Counted(self.value[index], self.magnitude[index], self.count, self.least)
 
     @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the array."""
+        return self.value.shape
+
+    @property
     def T(self) -> Counted:
         """The transpose."""
         return Counted(self.value.T, self.magnitude.T, self.count, self.least)

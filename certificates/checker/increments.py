@@ -218,6 +218,7 @@ class _Form:
     def __init__(self, unrolled: Unrolled) -> None:
         self.unrolled, self.lift = unrolled, unrolled.lift
         self.blocks: dict[tuple[int, int], Any] = {}
+        self.products = 0
 
     def add(self, row: int, column: int, block: Any) -> None:
         here = self.blocks.get((row, column))
@@ -225,17 +226,22 @@ class _Form:
 
     def add_square(self, rows: Linear, factors: Any) -> None:
         """Add sum_i factors_i (rows_i D)^2."""
-        for i, left in rows.items():
-            for j, right in rows.items():
-                if i >= j:
-                    self.add(i, j, left.T @ (factors[:, None] * right))
+        for i, j in self._pairs(rows):
+            self.add(i, j, rows[i].T @ (factors[:, None] * rows[j]))
 
     def subtract_square(self, rows: Linear) -> None:
         """Subtract sum_i (rows_i D)^2."""
-        for i, left in rows.items():
-            for j, right in rows.items():
-                if i >= j:
-                    self.add(i, j, -(left.T @ right))
+        for i, j in self._pairs(rows):
+            self.add(i, j, -(rows[i].T @ rows[j]))
+
+    def _pairs(self, rows: Linear) -> list[tuple[int, int]]:
+        """Which blocks meet in the square of these rows, counted before they are multiplied."""
+        pairs, sizes = [(i, j) for i in rows for j in rows if i >= j], self.unrolled.sizes
+        self.products += sum(rows[i].shape[0] * sizes[i] * sizes[j] for i, j in pairs)
+        most = (BALL_LIMITS if self.lift is balls else LIMITS)[1]
+        if self.products > most:
+            raise Rejected(f"the matrix of this network needs more than {most} products")
+        return pairs
 
     def activate(self, index: int, layer: Activation, multipliers: Array) -> None:
         """Add lambda (dz - a dv)(dz - b dv) for each coordinate that is not linear."""

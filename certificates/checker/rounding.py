@@ -113,7 +113,7 @@ class RoundingAlgebra:
     def leaky_relu(self, x: Rounded, slope: Fraction) -> Rounded:
         a = abs(float(slope))
         error = x.error * max(1.0, a) + (2 * U32 * a + ETA) * (x.exact.value.magnitude + x.error)  # the slope is cast too
-        return self._rounded(self._real.leaky_relu(x.exact, slope), error)
+        return self._rounded(self._real.leaky_relu(x.exact, slope), _checked(np.array(a), error))
 
     def clip(self, x: Rounded, low: tuple[Fraction, ...], high: tuple[Fraction, ...]) -> Rounded:
         ends = self._remembered(_largest_ends, low, high)

@@ -53,17 +53,18 @@ class Deviation:
 
     def errors(self, low: Array, high: Array) -> Array:
         """A bound (B,) on |S_out (f32(x) - f(x))| for boxes (B, n); 0 where a box surely holds no point, NaN where nothing is known."""
-        cells, empty = self.domain.cells(low, high)
-        centre, radius = Interval(cells.low, cells.high).centre_radius()
-        n = low.shape[1]
-        operand = seeds(iv.point(centre), Interval(cells.low, cells.high), 0, n)
         try:
+            cells, empty = self.domain.cells(low, high)
+            centre, radius = Interval(cells.low, cells.high).centre_radius()
+            operand = seeds(iv.point(centre), Interval(cells.low, cells.high), 0, low.shape[1])
             with np.errstate(all="ignore"):
                 each = float32_error(self.graph, operand, radius.T[:, :, None], self.activation_ulp, self.remembered)
                 sizes = up(np.broadcast_to(each, (len(low), len(self.scale))) * iv.from_fractions(self.scale).high)
                 errors = sizes.max(-1) if self.norm == "linf" else _euclidean(sizes)
         except GraphError as error:
             raise Rejected(str(error)) from error
+        except OverflowError as error:
+            raise Rejected("a number of the network, the domain or output_scale is too large for float64") from error
         return np.where(empty, 0.0, errors)
 
 
@@ -110,10 +111,11 @@ def prove_deviation(graph: Graph, claim: Mapping[str, Any], evidence: Mapping[st
         raise Rejected(f"{len(leaves)} leaves of this network are more work than the checker does")
     for start in range(0, len(leaves), work.cells_at_once):
         part = leaves[start : start + work.cells_at_once]
-        errors = problem.errors(np.stack([leaf.low for leaf in part]), np.stack([leaf.high for leaf in part]))
-        for index in np.flatnonzero(~(errors <= bound)):
-            box = f"{part[index].low.tolist()} .. {part[index].high.tolist()}"
-            raise Rejected(f"in the leaf {box} the error is at most {errors[index]!r}, which is not proved to be at most {bound!r}")
+        errors = problem.errors(np.stack([leaf.low for leaf in part]), np.stack([leaf.high for leaf in part])).tolist()
+        for leaf, error in zip(part, errors, strict=True):
+            if not error <= bound:
+                box = f"{leaf.low.tolist()} .. {leaf.high.tolist()}"
+                raise Rejected(f"in the leaf {box} the error is at most {error!r}, which is not proved to be at most {bound!r}")
     return bound
 
 

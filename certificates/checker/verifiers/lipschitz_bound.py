@@ -52,7 +52,7 @@ from lipctrl.certificates.checker.verdict import Rejected, Verdict, verified
 from lipctrl.certificates.checker.windows import leaving_scale, window
 
 KIND = "lipschitz-bound"
-MAX_ROW_WORK = 5e12  #: rows of matrices to the third, in all
+MAX_ROW_WORK = 1e12  #: rows of matrices to the third, in all
 MAX_BALL_ROWS = 64  #: matrices that are judged in balls
 MAX_WINDOWS = 256  #: parts of one network
 NORMS = {"l2": "the Euclidean norm", "linf": "the maximum norm"}  #: by their names in claims
@@ -215,7 +215,7 @@ class _Multipliers:
             if row is None:
                 known = absolute_product(self.network, self.scale_in, self.scale_out) if known is None else known
                 if not self.bound >= known[index]:
-                    raise Rejected(f"the product of absolute values for output {index} is {known[index]!r}, above {self.bound!r}")
+                    raise Rejected(f"the product of absolute values for output {index} is {float(known[index])!r}, above {self.bound!r}")
                 continue
             table = fields(row, ("multipliers", "shares"), "row")
             shares = floats(table["shares"], self.network.inputs, "shares")
@@ -270,4 +270,6 @@ def _rounded(value: float, digits: int, rounding: str) -> str:
         return f"{value:g}"
     exact_value = Decimal(value)
     step = Decimal(1).scaleb(exact_value.adjusted() - digits + 1)
-    return f"{exact_value.quantize(step, rounding=rounding).normalize():f}"
+    digits_only = exact_value.quantize(step, rounding=rounding).normalize()
+    text = f"{digits_only:f}"
+    return text if len(text) <= 20 else f"{digits_only:e}"

@@ -29,6 +29,8 @@ from lipctrl.certificates.checker.intervals import Array, Interval, UnsafeArithm
 from lipctrl.certificates.checker.jacobian import gain_is_at_most, quick_gains, row_gains, scaled
 from lipctrl.certificates.checker.local_slopes import LocalSlopes, local_slopes
 from lipctrl.certificates.checker.network import Network, Place, read_network
+from lipctrl.certificates.checker.products import products_of_norms
+from lipctrl.certificates.checker.slopes import enclose
 from lipctrl.certificates.checker.sorts import without_sorts
 from lipctrl.certificates.checker.verdict import Rejected, Verdict, shown, verified
 from lipctrl.certificates.checker.verifiers.lipschitz_bound import (
@@ -67,12 +69,14 @@ class Problem:
 
     def slopes(self, low: Array, high: Array) -> tuple[LocalSlopes, Array]:
         """Slopes on boxes (B, n) of the domain, and which of them surely hold no point of it. Raises Rejected."""
-        cells, empty = self.domain.cells(low, high)
         try:
+            cells, empty = self.domain.cells(low, high)
             with np.errstate(all="ignore"):
                 return local_slopes(self.graph, cells, self.remembered), empty
         except GraphError as error:
             raise Rejected(str(error)) from error
+        except OverflowError as error:
+            raise Rejected("a number of the network or the domain is too large for float64") from error
 
     def matrices(self, found: LocalSlopes, batch: int) -> Interval:
         """The scaled interval matrices (B, n_out, k) of the whole graph."""
@@ -116,6 +120,8 @@ def read_problem(graph: Graph, claim: Mapping[str, Any]) -> tuple[Problem, float
         raise Rejected("a Lipschitz bound is about a graph with one input and one output")
     (size,), (outputs,) = graph.input_sizes.values(), graph.output_sizes.values()
     scale_in, scale_out = scale_of_norm(table["input_scale"], size), scale_of_norm(table["output_scale"], outputs)
+    for scale in (scale_in, scale_out):
+        enclose([*scale], [*scale])  # refuses what is beyond float64
     domain = read_domain(table["domain"], size, table["norm"], scale_in)
     bound = float(floats([table["bound"]], 1, "bound")[0])
     return Problem(without_sorts(graph), domain, table["norm"], scale_in, scale_out, Remembered()), bound
@@ -197,8 +203,9 @@ def products_of(network: Network, norm: str) -> float:
     """About how many multiplications the proof of a leaf may take: ball arithmetic is a hundred times slower."""
     order = float(sum(network.variables))
     weights = sum(signal.weight.size for signal in network.signals if hasattr(signal, "weight"))
-    each = (300 if order <= MAX_BALL_ORDER else 3) * order**3
-    return each * (network.outputs if norm == "linf" else 1) + weights * (order + 100)
+    matrices, squares = (network.outputs, 1) if norm == "linf" else (1, network.outputs)
+    form = matrices * order**2 * (order + squares) + weights * order
+    return (300 if order <= MAX_BALL_ORDER else 3) * form + 30 * products_of_norms(network)
 
 
 def where_it_holds(domain: Domain) -> str:
