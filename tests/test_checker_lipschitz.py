@@ -424,4 +424,9 @@ def test_windows_are_limited_in_number_and_work(monkeypatch):
 )  # fmt: skip
 def test_printed_numbers_are_on_the_safe_side(value, upper, lower):
     assert rounded_up(value) == upper and rounded_down(value) == lower
+    assert [rounded_up(v) for v in (12345599999999999999.0, 123455999999999999999.0, 2.0**-100)] == [
+        "12345600000000000000",
+        "1.23456e+20",
+        "7.88861e-31",
+    ]
     assert rounded_up(1.26, 2) == "1.3" and rounded_down(1.26, 2) == "1.2"

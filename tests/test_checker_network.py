@@ -30,7 +30,7 @@ from lipctrl.certificates.checker.network import (
     Sum,
     read_network,
 )
-from lipctrl.certificates.checker.products import absolute_product, norm_product, require_little, scaled
+from lipctrl.certificates.checker.products import absolute_product, norm_product, products_of_norms, require_little, scaled
 from lipctrl.certificates.checker.slopes import SLOPES, UNBOUNDED, compose, enclose, slopes_of
 from lipctrl.certificates.checker.verdict import Rejected
 from lipctrl.certificates.checker.windows import leaving_scale, window
@@ -488,6 +488,30 @@ COUNTS = {
 }
 
 
+@pytest.mark.parametrize(
+    ("name", "count"),  # pairs of blocks times rows: of the output, and of what enters curved units or sorted groups, and their sums
+    [
+        ("a variable leaves", 27),
+        ("linear", 20),
+        ("curved", 45 + 8),
+        ("groups of two", 36 + 20 + 12),
+        ("every kind", 2 * (4 + 4 + 4 + 2 + 2 + 1) + 4 + 36 + 24),
+    ],
+)
+def test_multiplications_of_the_form_are_counted_before_they_are_made(name, count, monkeypatch):
+    network = NETWORKS[name]
+    head, scale, multipliers = values_for(network)
+    for lift, limit in ((exact, "LIMITS"), (balls, "BALL_LIMITS")):
+        unrolled = unroll(network, lift)
+        with monkeypatch.context() as patched:
+            patched.setattr(increments_module, "BALL_LIMITS" if limit == "LIMITS" else "LIMITS", (0, 0))
+            patched.setattr(increments_module, limit, (0, count))
+            multiplier_form(unrolled, lift(head), scaled_output(unrolled, scale), multipliers)
+            patched.setattr(increments_module, limit, (count, count - 1))
+            with pytest.raises(Rejected, match=f"more than {count - 1} products"):
+                multiplier_form(unrolled, lift(head), scaled_output(unrolled, scale), multipliers)
+
+
 # --- bounds without numbers ---------------------------------------------------------------------------------------------
 
 
@@ -609,6 +633,16 @@ def test_norms_of_too_many_weights_are_not_begun(monkeypatch):
         monkeypatch.setattr(products_module, "MAX_PRODUCTS", 101)
         with pytest.raises(Rejected, match="more than 101 products"):
             act(network)
+
+
+def test_norms_are_counted_as_often_as_they_are_taken():
+    layer, relu = Affine(0, W32), Activation(1, *RELU3)  # 3 x 2 x 2
+    assert (
+        products_of_norms(made(layer)) == products_of_norms(made(layer, relu)) == products_of_norms(made(layer, relu, Sort(2, 3, 2))) == 12
+    )
+    assert products_of_norms(made(layer, relu, Sum(1, 2, 1.0, 3))) == products_of_norms(made(layer, relu, relu, Sum(2, 3, 1.0, 3))) == 24
+    again = Activation(2, *RELU3)
+    assert products_of_norms(made(layer, relu, again, again, Sum(3, 4, 1.0, 3))) == 12  # although activations alone read the first
 
 
 # --- windows and chains -------------------------------------------------------------------------------------------------

@@ -140,7 +140,8 @@ def require_little(network: Network) -> None:
 def products_of_norms(network: Network) -> int:
     """About how many multiplications a product of norms takes: every activation takes the norm of the weight before it anew."""
     signals, fused = network.signals, _read_by_activations_only(network)
-    taken = [signals[signal.operand] if isinstance(signal, Activation) else signal for i, signal in enumerate(signals) if i not in fused]
+    taken = [signals[signal.operand] for signal in signals if isinstance(signal, Activation)]
+    taken += [signal for i, signal in enumerate(signals) if i not in fused]
     weights = [signal.weight.shape for signal in taken if isinstance(signal, Affine)]
     return sum(rows * columns * min(rows, columns) for rows, columns in weights)
 
