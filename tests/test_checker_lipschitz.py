@@ -146,6 +146,10 @@ def test_effective_scales_are_rounded_to_the_harder_side():
     truth = Fraction(2, 3), Fraction(1, 7) * Fraction(0.1)
     assert Fraction(low) < truth[0] < Fraction(math.nextafter(low, 1)) and Fraction(below(high)) < truth[1] < Fraction(high)
 
+    for scales in (((1, 1), (1,)), ((1,), (1, 1)), ((), (1,)), ((1,), ())):
+        with pytest.raises(ValueError, match="zip"):
+            effective_scales(network, *(tuple(map(Fraction, scale)) for scale in scales))
+
 
 # --- bounds without numbers ---------------------------------------------------------------------------------------------
 

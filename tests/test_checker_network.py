@@ -443,6 +443,15 @@ def test_forms_of_small_networks_are_exactly_the_ones_of_their_definition(networ
         assert np.array_equal(plain(form), dense_form(network, head, scale, multipliers, chosen))
 
 
+def test_every_layer_has_its_multipliers():
+    network = NETWORKS["groups of four"]
+    head, scale, multipliers = values_for(network)
+    unrolled = unroll(network, np.array)
+    for other in (multipliers[:-1], [*multipliers, multipliers[0]]):
+        with pytest.raises(ValueError, match="zip"):
+            multiplier_form(unrolled, head, scaled_output(unrolled, scale), other)
+
+
 def unrolled_full(linear, unrolled, lift):
     return {block: lift(np.eye(unrolled.sizes[block])) if rows is None else rows for block, rows in linear.items()}
 
