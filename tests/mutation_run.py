@@ -39,6 +39,7 @@ TESTS = {  # tests made for the file, which take seconds
     "closed_loop.py": ["checker_counterexample"],
     "command.py": ["checker_output"],
     "definite.py": ["definite"],
+    "domain.py": ["checker_domain"],
     "enclosure.py": ["checker_slopes", "checker_enclosure"],
     "exact.py": ["checker_algebras", "checker_arithmetic"],
     "graph.py": ["checker_graph", "checker_bundle"],

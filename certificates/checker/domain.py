@@ -43,7 +43,8 @@ class Domain:
     def box(self) -> tuple[Array, Array]:
         """Float ends of the box, rounded outwards. Raises Rejected where they are beyond float64."""
         try:
-            low, high = iv.from_fractions(self.low).low, iv.from_fractions(self.high).high
+            with np.errstate(over="ignore"):
+                low, high = iv.from_fractions(self.low).low, iv.from_fractions(self.high).high
         except OverflowError as error:
             raise Rejected("the domain is too large for float64") from error
         if not bool(np.isfinite(low).all() and np.isfinite(high).all()):
