@@ -123,12 +123,12 @@ def reach_holds(domain, cells, slack):
     assert exact <= squared <= exact + F(slack) * domain.radius**2 + F(1, 2**900)
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(3))
 def test_cells_of_balls_against_exact_rationals(seed):
     generator = np.random.default_rng(seed)
     empties = 0
     for n in (1, 2, 3, 6):
-        for _ in range(6):
+        for _ in range(12):
             centre = [F(int(v), 3) for v in generator.integers(-5, 6, n)]
             scale = [F(int(v), 7) for v in generator.integers(1, 30, n)]
             domain = ball(centre, F(3, 2), scale)
