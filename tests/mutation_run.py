@@ -45,6 +45,7 @@ TESTS = {  # tests made for the file, which take seconds
     "graph.py": ["checker_graph", "checker_bundle"],
     "increments.py": ["checker_network"],
     "intervals.py": ["checker_outward", "checker_intervals"],
+    "jacobian.py": ["checker_gains"],
     "kinds.py": ["checker_kinds"],
     "network.py": ["checker_network"],
     "products.py": ["checker_network"],
