@@ -14,6 +14,7 @@ from test_local_lipschitz import ACTIVATIONS, STEP_UP, ZERO, network, random_net
 
 from lipctrl.certificates.checker.balls import ball, evaluate_balls
 from lipctrl.certificates.checker.bundle import number
+from lipctrl.certificates.checker.graph import Graph, Node
 from lipctrl.certificates.checker.verifiers.local_lipschitz import prove_local, read_problem
 from lipctrl.certificates.lipschitz import Budget, certify_lipschitz, certify_local_lipschitz
 from lipctrl.certificates.lipschitz.local_search import Search
@@ -199,3 +200,18 @@ def test_policies_on_the_command_line(activation, tmp_path: Path, capsys):
     assert main(["check", str(tmp_path / "out" / "certificate"), "--about", str(tmp_path / "policy"), "--json"]) == 0
     written = json.loads((tmp_path / "out" / "certificate" / "certificate.json").read_text())
     assert number(written["claim"]["domain"]["high"][1]) == F(1, 3)
+
+
+def test_inputs_that_are_fixed_at_no_float_leave_the_witness_whole():
+    """The difference of such an input is a ball around 0; so is that of an output that does not move."""
+    nodes = (Node("input", (), {"name": "x", "size": 2}), Node("affine", (0,), {"weight": "w", "bias": None}))
+    graph = Graph(nodes, {"u": 1}, {"w": np.array([[1.0, 2.0], [1.0, 0.0]])})
+    found = certify_local_lipschitz(graph, low=[Fraction(1, 3), 0], high=[Fraction(1, 3), 1], budget=Budget(seconds=0.5))
+    assert 1.999 < found.lower.value <= 2.0 <= found.upper.value < 2.001
+
+
+@pytest.mark.parametrize("domain", [{"low": [0, 0], "high": [1, 10**309]}, {"centre": [0, 0], "radius": 10**200}])
+def test_domains_beyond_float64_are_refused_in_words(domain):
+    nodes = (Node("input", (), {"name": "x", "size": 2}), Node("relu", (0,)))
+    with pytest.raises(InputError, match="too large for float64"):
+        certify_local_lipschitz(Graph(nodes, {"u": 1}), budget=Budget(seconds=0.5), **domain)

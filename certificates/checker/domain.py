@@ -45,6 +45,7 @@ class Domain:
         try:
             with np.errstate(over="ignore"):
                 low, high = iv.from_fractions(self.low).low, iv.from_fractions(self.high).high
+            iv.from_fractions((self.radius**2,))
         except OverflowError as error:
             raise Rejected("the domain is too large for float64") from error
         if not bool(np.isfinite(low).all() and np.isfinite(high).all()):

@@ -64,6 +64,7 @@ def certify_local_lipschitz(
     claim = _claim(graph, norm, domain_of(graph, low, high, centre, radius), input_scale, output_scale)
     try:
         problem, _ = read_problem(graph, {**claim, "bound": "0"})
+        problem.domain.box()  # refuses what is beyond float64
         if not problem.work().cells_at_once:
             raise InputError("this network is too large for local bounds")
         return _Certifier(graph, claim, problem, budget or Budget(), progress).run()

@@ -89,7 +89,7 @@ def slope_between(graph: Graph, x: Vector, y: Vector, input_scale: Vector, outpu
 def _length(values: list[arb], norm: str) -> arb:
     """The norm of a vector of balls."""
     if norm == "l2":
-        return sum((value**2 for value in values), arb(0)).sqrt()
+        return sum((value * value for value in values), arb(0)).nonnegative_part().sqrt()  # arb's powers are NaN around 0
     longest = abs(values[0])
     for value in values[1:]:
         longest = longest.max(abs(value))
