@@ -193,6 +193,7 @@ def test_products_that_are_no_numbers_prove_nothing(monkeypatch):
 
 def test_multipliers_prove_the_constant_and_nothing_below():
     assert proves(SIX, ABOVE, SIX_EVIDENCE) and not proves(SIX, 6 * (1 - 1e-6), SIX_EVIDENCE)
+    assert proves(layers([[0.5]]), 0.5 * (1 + 1e-9), multipliers()) and not proves(layers([[0.5]]), 0.5 * (1 - 1e-9), multipliers())
     assert not proves(SIX, ABOVE, multipliers([9.0])) and not proves(SIX, ABOVE, multipliers([7.0]))
     scales = {"input_scale": ["2"], "output_scale": ["1/2"]}  # a quarter of it
     assert proves(SIX, ABOVE / 4, multipliers([2.0]), **scales) and not proves(SIX, 1.5 * (1 - 1e-6), multipliers([2.0]), **scales)
@@ -208,6 +209,13 @@ def test_multipliers_have_the_shape_of_the_network_and_no_sign(entries):
 def test_multipliers_are_lists(filed):
     with pytest.raises(Rejected, match="multipliers"):
         prove_lipschitz(SIX, claim_of(ABOVE), {"method": "multipliers", "multipliers": filed})
+
+
+@pytest.mark.parametrize("entry", [[8.0, -1e-9], [-1e-9, 50.0], [-1.0, -1.0]])
+def test_no_multiplier_is_negative(entry):
+    for norm, evidence in (("l2", multipliers(entry)), ("linf", maximum(row([36.0, 1.0], entry), None))):
+        with pytest.raises(Rejected, match="a multiplier is negative"):
+            prove_lipschitz(PAIR, claim_of(99.0, norm), evidence)
 
 
 def test_multipliers_of_zero_are_numbers_like_others():
