@@ -22,6 +22,7 @@ def ball(centre, radius, scale) -> Domain:
 
 def cell_of(domain, low, high):
     cells, empty = domain.cells(np.array([low], dtype=float), np.array([high], dtype=float))
+    assert cells.low.shape == cells.high.shape == (1, len(low)) and empty.shape == cells.reach.shape == (1,)
     return cells, bool(empty[0])
 
 
@@ -113,6 +114,12 @@ def holds_exactly(domain, low, high, slack):
     return False
 
 
+def whole(domain, part=1.0):
+    """The box of a domain without the lower ``1 - part`` of each half axis."""
+    low, high = domain.box()
+    return low + (1 - part) * (high - low) / 2, high
+
+
 def reach_holds(domain, cells, slack):
     middle, radius = (part[0] for part in iv.Interval(cells.low, cells.high).centre_radius())
     ball, corner = domain.radius**2, F(0)
@@ -121,6 +128,7 @@ def reach_holds(domain, cells, slack):
         corner += s**2 * r**2
     squared, exact = F(cells.reach[0]) ** 2, min(max(ball, F(0)), corner)
     assert exact <= squared <= exact + F(slack) * domain.radius**2 + F(1, 2**900)
+    return ball < corner
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -158,6 +166,61 @@ def test_cells_where_nearly_nothing_is_left():
                 assert not holds_exactly(ball([0] * n, F(1, 3), [F(1, 3)] * n), low, high, 2.0 ** (k - 45))
 
 
+@pytest.mark.parametrize("far", [F(0), F(10**6, 3), F(-(10**6), 7)])
+def test_cells_far_from_zero(far):
+    """Distances from the centre are small differences too, and the centre is no float."""
+    for n in (2, 3, 8):
+        domain = ball([far] * n, 3, [F(3)] * n)
+        for near in (1 - 2.0**-10, 1 - 2.0**-12):
+            for sign in (1, -1):
+                ends = sorted((float(far) + sign * near, float(far) + sign))
+                assert not holds_exactly(domain, [ends[0]] + [float(far) - 1] * (n - 1), [ends[1]] + [float(far) + 1] * (n - 1), 1e-4)
+
+
+def test_the_reach_by_the_ball_and_by_the_corner():
+    """Where the ball says more than the corners of the cell, and the other way around; both with off-centre middles."""
+    for n, part, by_ball in ((6, 0.75, True), (6, 0.9, True), (8, 0.8, True), (6, 0.25, False), (2, 0.5, False), (1, 0.7, False)):
+        for centre, radius, scale in ((F(0), F(1), F(1)), (F(5, 3), F(7, 3), F(2, 3)), (F(-5), F(5, 2), F(3))):
+            domain = ball([centre] * n, radius, [scale + i for i in range(n)])
+            cells, empty = cell_of(domain, *whole(domain, part))
+            assert not empty and reach_holds(domain, cells, 1e-12) == by_ball
+
+
+def test_the_reach_leaves_room_for_any_order_of_summation():
+    for n in (1, 2, 3, 4, 8, 32):
+        for part in (0.8, 0.1):
+            cells, _ = cell_of(domain := ball([0] * n, 1, [1] * n), *whole(domain, part))
+            middle, radius = (F(v[0, 0]) for v in iv.Interval(cells.low, cells.high).centre_radius())
+            shift = 2 * abs(middle) * radius - middle**2
+            round_, corner, unit = 1 + n * shift, n * radius**2, F(iv.UNIT)
+            assert F(cells.reach[0]) ** 2 >= min(round_ + (n + 2) * unit * (1 + n * abs(shift)), corner * (1 + n * unit))
+
+
+def test_differences_below_the_rounding_of_a_sum_prove_nothing():
+    """What is taken from the radius by inputs that reach hardly beyond their centre is less than the sum of squares is off."""
+    for n in (1, 2, 3, 4, 64):
+        domain = ball([0] * n, 1, [1] * n)
+        ends = []
+        for gap in (0.0, (0.5 * n * iv.UNIT) ** 0.5):
+            low = [0.999] + [gap] * min(1, n - 1) + [0.0] * (n - 2)
+            ends.append(cell_of(domain, low, [2.0] * n)[0].high[0, 0])
+        assert ends[0] == ends[1] == cell_of(domain, [0.0] * n, [2.0] * n)[0].high[0, 0]
+
+
+def test_ends_are_not_inside_the_root_of_the_squared_radius():
+    for radius in (F(1), F(1, 3), F(3, 7)):
+        cells, _ = cell_of(ball([0], radius, ONE), [-2], [2])
+        root = iv.sqrt(iv.from_fractions((radius**2,))) / iv.from_fractions(ONE)
+        assert cells.high[0, 0] >= (iv.point(np.zeros(1)) + root).high[0] and cells.low[0, 0] == -cells.high[0, 0]
+
+
+def test_cells_that_are_points():
+    assert not cell_of(ball([0], 1, ONE), [0.5], [0.5])[1] and cell_of(ball([0], 1, ONE), [1.5], [1.5])[1]
+    domain = ball([F(1, 3)], 0, ONE)
+    cells, empty = cell_of(domain, *domain.box())  # no input varies: the ends are those of the box
+    assert not empty and F(cells.low[0, 0]) < F(1, 3) < F(cells.high[0, 0]) and cells.free.tolist() == []
+
+
 def test_only_cells_without_a_point_are_empty():
     domain = ball([0, 0], 1, TWO)
     above, root = float(np.nextafter(1, 2)), 0.5**0.5  # root is above the square root of one half
@@ -182,10 +245,13 @@ def test_scales_that_are_no_floats_are_rounded_down():
     assert F(cells.scale[0]) < F(1, 10)
 
 
-def test_numbers_beyond_float64_are_not_empty():
-    """The square of the radius is infinite as a float: nothing is known, and nothing is called empty."""
-    domain = ball([0], F(10) ** 150, ONE)
-    assert not cell_of(domain, [-1], [1])[1]
+def test_squares_of_radii_are_floats():
+    Domain(ONE, ONE, ONE, F(10**154), ONE).box()
+    with pytest.raises(Rejected, match="too large for float64"):
+        Domain(ONE, ONE, ONE, F(10**155), ONE).box()
+
+
+def test_numbers_that_are_not_known_are_not_empty():
     cells, empty = cell_of(ball([0, 0], 1, TWO), [np.nan, 0], [np.nan, 1])
     assert not empty and not np.isfinite(cells.reach[0])
 

@@ -65,9 +65,9 @@ class Domain:
             gap = np.maximum(0.0, np.maximum((iv.point(box.low) - centre).low, (centre - iv.point(box.high)).low))
             far = _square(scale * iv.point(gap)).low
             others = np.maximum(0.0, iv.down(far.sum(-1, keepdims=True) * (1 - 4 * (len(free) + 2) * iv.UNIT)) - far)
-            left = iv.up(square.high - others * (1 - 8 * iv.UNIT))  # what the other coordinates leave of the squared radius
+            left = iv.up(square.high - others)  # what the other coordinates leave of the squared radius
             half = iv.sqrt(iv.point(np.maximum(left, 0.0))) / scale
-            inside = Interval(np.maximum(box.low, (centre - half.hull(-half)).low), np.minimum(box.high, (centre + half.hull(-half)).high))
+            inside = Interval(np.maximum(box.low, (centre - half).low), np.minimum(box.high, (centre + half).high))
         empty = (inside.low > inside.high).any(-1) | (left < 0).any(-1)  # NaN is not empty: such cells are refused later
         inside = Interval(np.where(empty[:, None], box.low, inside.low), np.where(empty[:, None], box.high, inside.high))
         low, high = low.copy(), high.copy()
