@@ -112,10 +112,10 @@ def prove_deviation(graph: Graph, claim: Mapping[str, Any], evidence: Mapping[st
     for start in range(0, len(leaves), work.cells_at_once):
         part = leaves[start : start + work.cells_at_once]
         errors = problem.errors(np.stack([leaf.low for leaf in part]), np.stack([leaf.high for leaf in part])).tolist()
-        for leaf, error in zip(part, errors, strict=True):
-            if not error <= bound:
+        for leaf, most in zip(part, errors, strict=True):
+            if not most <= bound:
                 box = f"{leaf.low.tolist()} .. {leaf.high.tolist()}"
-                raise Rejected(f"in the leaf {box} the error is at most {error!r}, which is not proved to be at most {bound!r}")
+                raise Rejected(f"in the leaf {box} the error is at most {most!r}, which is not proved to be at most {bound!r}")
     return bound
 
 
