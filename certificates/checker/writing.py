@@ -75,8 +75,19 @@ def replace_folder(folder: Path, members: Mapping[str, bytes]) -> None:
         (fresh / "new").mkdir()
         for name, data in members.items():
             (fresh / "new" / name).write_bytes(data)
-        if folder.exists():
-            os.replace(folder, fresh / "old")
-        os.replace(fresh / "new", folder)
+        put_in_place(folder, fresh / "new", fresh / "old")
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
+
+
+def put_in_place(target: Path, fresh: Path, old: Path) -> None:
+    """Rename ``fresh`` to ``target``, and what was there to ``old``; where that fails, what was there comes back."""
+    moved = target.exists()
+    if moved:
+        os.replace(target, old)
+    try:
+        os.replace(fresh, target)
+    except OSError:
+        if moved:
+            os.replace(old, target)
+        raise

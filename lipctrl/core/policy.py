@@ -17,6 +17,7 @@ import safetensors.numpy
 from lipctrl.certificates.checker.bundle import POLICY, WEIGHTS, read_policy_folder
 from lipctrl.certificates.checker.graph import Graph, graph_to_json, rational_to_text
 from lipctrl.certificates.checker.verdict import Rejected
+from lipctrl.certificates.checker.writing import put_in_place
 from lipctrl.core.coordinates import Coordinate, coordinates
 from lipctrl.core.errors import InputError
 from lipctrl.core.numpy_evaluation import compile_numpy
@@ -81,7 +82,7 @@ class Policy:
             fresh = scratch / "new"
             fresh.mkdir()
             self._write(fresh)
-            _replace(target, fresh, scratch / "old")
+            put_in_place(target, fresh, scratch / "old")
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
         return target
@@ -122,16 +123,3 @@ class Policy:
     def __repr__(self) -> str:
         inputs, outputs = (", ".join(c.name for c in group) for group in (self.observation, self.action))
         return f"Policy({inputs} -> {outputs}, {len(self.graph.nodes)} nodes, digest {self.digest[:12]})"
-
-
-def _replace(target: Path, fresh: Path, old: Path) -> None:
-    """Put ``fresh`` in place of ``target``; where that fails, what was there comes back."""
-    moved = target.exists()
-    if moved:
-        os.replace(target, old)
-    try:
-        os.replace(fresh, target)
-    except OSError:
-        if moved:
-            os.replace(old, target)
-        raise
