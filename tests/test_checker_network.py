@@ -115,6 +115,8 @@ def test_slopes_are_rounded_outwards_to_the_nearest_floats():
     for low, high in ((-largest - 1, F(0)), (F(0), largest + 1), (F(0), F(2) ** 1024)):
         with pytest.raises(Rejected, match="too large"), np.errstate(all="ignore"):
             enclose([low], [high])
+        with pytest.raises(Rejected, match="too large"), np.errstate(all="ignore"):
+            enclose([F(0), low], [F(1), high])
 
 
 def test_products_of_slopes_hold_every_product():
