@@ -329,8 +329,8 @@ class _Builder:
             return self._add(Sum(*operands, 1.0 if node.op == "add" else -1.0, step.size))
         if node.op in ("min", "max") and len(operands) == 2:  # max(a, b) = b + relu(a - b), min(a, b) = b - relu(b - a)
             sign = 1.0 if node.op == "max" else -1.0
-            pair = operands if node.op == "max" else operands[::-1]
-            switch = self._switch(step, self._add(Sum(*pair, -1.0, step.size)))
+            greater, other = operands if node.op == "max" else operands[::-1]
+            switch = self._switch(step, self._add(Sum(greater, other, -1.0, step.size)))
             return self._add(Sum(operands[1], switch, sign, step.size))
         raise Rejected(f"{node.op!r} of {len(operands)} signals is no part of a network form")
 

@@ -106,7 +106,7 @@ def _fast_stage(gram: Array, layer: Hidden, weight: Array) -> tuple[Array, list[
     trials = [1 / (edge * max(2 * float((middle**2).max()), (1 + MARGIN) * float(np.abs(product).max()), 1e-9))]
     if product.any():
         trials += [trials[0] * 2.0**k for k in range(-8, 4) if k]
-    best, storage = -math.inf, None
+    best, storage, factor = -math.inf, None, 0.0
     for trial in trials:
         inner = np.eye(len(gram)) + trial * gram * product  # dv may also cost: slopes a, b with a b != 0
         candidate = trial * np.eye(len(gram)) - trial**2 * (middle[:, None] * np.linalg.solve(inner, gram)) * middle

@@ -74,7 +74,7 @@ class WitnessSearch:
             keep = np.flatnonzero(found[0] > slopes[chosen])
             worst = np.argsort(slopes)[: len(keep)]
             points[worst], slopes[worst], directions[worst] = trial[keep], found[0][keep], found[1][keep]
-        best = [self._climbed(points[i], slopes[i], directions[i]) for i in np.argsort(-slopes)[:3]]
+        best = [self._climbed(points[i], float(slopes[i]), directions[i]) for i in np.argsort(-slopes)[:3]]
         pairs = [pair for point, direction in best for pair in self._pairs(point, direction)]
         bounds = [LowerBound(slope_between(self.graph, x, y, *self.scales, self.norm), x, y) for x, y in pairs]
         return max(bounds, key=lambda bound: bound.value, default=None)

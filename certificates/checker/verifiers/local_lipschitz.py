@@ -28,7 +28,7 @@ from lipctrl.certificates.checker.graph import Graph, GraphError
 from lipctrl.certificates.checker.intervals import Array, Interval, UnsafeArithmetic
 from lipctrl.certificates.checker.jacobian import gain_is_at_most, quick_gains, row_gains, scaled
 from lipctrl.certificates.checker.local_slopes import LocalSlopes, local_slopes
-from lipctrl.certificates.checker.network import Network, Place, read_network
+from lipctrl.certificates.checker.network import Affine, Network, Place, read_network
 from lipctrl.certificates.checker.products import products_of_norms
 from lipctrl.certificates.checker.slopes import enclose
 from lipctrl.certificates.checker.sorts import without_sorts
@@ -202,7 +202,7 @@ def _prove_others(problem: Problem, bound: float, leaves: list[Leaf], proofs: li
 def products_of(network: Network, norm: str) -> float:
     """About how many multiplications the proof of a leaf may take: ball arithmetic is a hundred times slower."""
     order = float(sum(network.variables))
-    weights = sum(signal.weight.size for signal in network.signals if hasattr(signal, "weight"))
+    weights = sum(signal.weight.size for signal in network.signals if isinstance(signal, Affine))
     matrices, squares = (network.outputs, 1) if norm == "linf" else (1, network.outputs)
     form = matrices * order**2 * (order + squares) + weights * order
     return (300 if order <= MAX_BALL_ORDER else 3) * form + 30 * products_of_norms(network)
