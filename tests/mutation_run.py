@@ -61,6 +61,7 @@ TESTS = {  # tests made for the file, which take seconds
     "verifiers/closed_loop_lyapunov_bab.py": ["checker_lyapunov", "checker_attacks"],
     "verifiers/counterexample.py": ["checker_witness", "checker_counterexample"],
     "verifiers/lipschitz_bound.py": ["checker_lipschitz", "lipschitz_bound"],
+    "verifiers/local_lipschitz.py": ["checker_local"],
 }
 
 COMPARISONS: dict[type[ast.cmpop], type[ast.cmpop]] = {

@@ -72,7 +72,7 @@ def test_zeros_have_no_gain_and_what_underflows_has():
     assert quick_gains(batch([[2.0**-560]])) >= 2.0**-560
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (1, 4), (4, 1), (16, 16), (1, 256)])
+@pytest.mark.parametrize("shape", [(1, 1), (1, 4), (4, 1), (16, 16), (1, 256), (256, 1)])
 def test_gains_leave_room_for_any_order_of_summation(shape):
     count = shape[0] * shape[1]
     ones = batch(np.ones(shape))
