@@ -590,7 +590,7 @@ def test_remainders_are_rounded_upwards() -> None:
 @pytest.mark.parametrize(("low", "factor"), [(1, 1), (NEXT, steps(1, 2))])
 def test_a_middle_that_is_rounded_to_one_end_of_the_slopes_leaves_the_other_end_in_reach(low: float, factor: float) -> None:
     found, rest = line((low, steps(low, 1)), math.inf)
-    assert found == factor and rest.high >= 2.0**-52 and rest.low <= -(2.0**-52)  # to the left, and to the right
+    assert found == factor and rest.high >= 2.0**-52 and rest.low <= -(2.0**-52)
 
 
 def test_ranges_between_breakpoints() -> None:

@@ -262,7 +262,7 @@ class LocalAlgebra(EnclosureAlgebra):
         if whole.slope is None:
             return _steady(whole.value)
         linear = super().concatenate(*(Enclosed(p.value, p.centre, cast(Local, p).linear) for p in parts)).slope
-        error = np.concatenate([np.broadcast_to(cast(Local, p).error, (batch, p.value.low.shape[-1])) for p in parts], -1)
+        error = np.concatenate([np.broadcast_to(cast(Local, p).error, (batch, p.value.low.shape[1])) for p in parts], 1)
         return Local(whole.value, whole.centre, whole.slope, linear, error)
 
 
