@@ -201,6 +201,34 @@ def test_inner_values_and_slopes_are_those_of_the_cell():
     assert 0 < narrow < 0.7 * wide < 1e-5
 
 
+def test_mirrored_cells_have_the_same_error():
+    graph = Graph(
+        (Node("input", (), {"name": "x", "size": 1}), Node("affine", (0,), {"weight": "w", "bias": None})),
+        {"u": 1},
+        {"w": np.array([[3]], np.float32)},
+    )
+    left, right = error_of(graph, ["-2"], ["1"]), error_of(graph, ["-1"], ["2"])
+    assert left == pytest.approx(right, rel=1e-9) and 12 * U32 <= left <= 25 * U32  # cast and product: 6 each
+
+
+def test_cells_are_enclosed_from_their_middles(monkeypatch):
+    seen = []
+
+    def error(graph, operand, radius, *_):
+        seen.append((operand, radius))
+        return np.zeros((2, 2))
+
+    monkeypatch.setattr(module, "float32_error", error)
+    low, high = np.array([[-2.0, 0.1], [-2.0, 0.3]]), np.array([[1.0, 0.7], [0.0, 0.9]])
+    assert deviation(identity(2), ["-2", "0"], ["1", "1"]).errors(low, high).shape == (2,)
+    ((operand, radius),) = seen
+    assert operand.value.low.tolist() == low.tolist() and operand.value.high.tolist() == high.tolist()
+    for b in range(2):
+        for i in range(2):
+            middle, spread = F(operand.centre.low[b, i]), F(radius[i, b, 0])
+            assert middle - spread <= F(low[b, i]) and F(high[b, i]) <= middle + spread <= F(high[b, i]) + F(1e-15)
+
+
 def test_boxes_without_a_point_of_the_ball_have_no_error():
     problem, _ = read_deviation(identity(2), {**claim_of(1, norm="l2"), "domain": {"centre": ["0", "0"], "radius": "1"}})
     found = problem.errors(np.array([[0.9, 0.9], [0, 0.9]]), np.array([[1.0, 1.0], [1.0, 1.0]]))

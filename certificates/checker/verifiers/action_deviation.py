@@ -71,7 +71,7 @@ class Deviation:
 def _euclidean(sizes: Array) -> Array:
     squares = up(sizes * sizes)
     total = squares.sum(-1) * (1 + 4 * (sizes.shape[-1] + 4) * iv.UNIT)
-    length: Array = up(np.sqrt(up(total))) + 2.0**-500  # squares below float64's range lose less
+    length: Array = up(np.sqrt(up(total)))  # a square that underflows is stepped up beyond what it lost
     return length
 
 
