@@ -186,6 +186,18 @@ def test_the_reach_by_the_ball_and_by_the_corner():
             assert not empty and reach_holds(domain, cells, 1e-12) == by_ball
 
 
+def test_the_reach_of_tiny_cells_with_large_scales():
+    """Squares of distances underflow, and the scale makes what they lose as large as the radius."""
+    for n in (1, 6, 8):
+        for exponent in (520, 530, 535, 536, 537, 538, 540):
+            domain = ball([0] * n, F(1, 2 ** (exponent - 200)), [2**200] * n)
+            for part in (0.8, 0.75, 0.1, -0.5, -0.9):
+                low, high = whole(domain, part)
+                for a, b in ((low, high), (-high, -low)):
+                    cells, empty = cell_of(domain, a, b)
+                    assert empty or reach_holds(domain, cells, 1e6) in (True, False)
+
+
 def test_the_reach_leaves_room_for_any_order_of_summation():
     for n in (1, 2, 3, 4, 8, 32):
         for part in (0.8, 0.1):
