@@ -273,7 +273,7 @@ def _read_zip(path: Path) -> dict[str, bytes]:
             entries = [entry for entry in archive.infolist() if not entry.is_dir()]
             prefixes = {entry.filename[: entry.filename.rfind("/") + 1] for entry in entries}
             names = [entry.filename.rpartition("/")[2] for entry in entries]
-            one_folder = len(prefixes) == 1 and all(map(_FOLDER.fullmatch, prefixes))
+            one_folder = len(prefixes) == 1 and _FOLDER.fullmatch(next(iter(prefixes))) is not None
             if not one_folder or len(set(names)) != len(names) or set(names) - {CERTIFICATE, WEIGHTS, PROVENANCE}:
                 raise Rejected(f"zip: expected {CERTIFICATE} and {WEIGHTS} in one folder and nothing else, got {sorted(names)[:5]}")
             members = {}
