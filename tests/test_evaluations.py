@@ -213,3 +213,20 @@ def test_torch_keeps_to_the_device_of_its_inputs(case: tuple[Graph, Inputs]) -> 
     assert result.device.type == "meta"  # meta tensors refuse to mix with any other device
     assert result.shape == (3, graph.output_sizes["output"])
     assert result.dtype == torch.float32
+
+
+def test_values_that_are_read_again_or_leave_are_kept() -> None:
+    nodes = (
+        Node("input", (), {"name": "x", "size": 2}),
+        Node("exp", (0,)),
+        Node("add", (1, 1)),
+        Node("neg", (2,)),  # leaves and is read
+        Node("mul", (3, 0)),
+        Node("sub", (4, 1)),  # reads what node 2 must not have overwritten
+    )
+    graph = Graph(nodes, {"early": 3, "late": 5, "input": 0}, {})
+    x = np.array([0.25, -1.0])
+    found = compile_numpy(graph)(x=x)
+    np.testing.assert_array_equal(found["early"], -2 * np.exp(x))
+    np.testing.assert_array_equal(found["late"], -2 * np.exp(x) * x - np.exp(x))
+    np.testing.assert_array_equal(found["input"], x)

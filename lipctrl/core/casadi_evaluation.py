@@ -28,8 +28,7 @@ def evaluate_casadi(graph: Graph, inputs: Mapping[str, Expression]) -> dict[str,
     for name, value in inputs.items():
         if tuple(value.shape) != (sizes[name], 1):
             raise InputError(f"input {name!r} has shape {tuple(value.shape)}, expected ({sizes[name]}, 1)")
-    values = compile_steps(graph, CasadiOperations())(inputs)
-    return {name: values[index] for name, index in graph.outputs.items()}
+    return compile_steps(graph, CasadiOperations())(inputs)
 
 
 def casadi_function(graph: Graph, name: str = "graph", symbol: Any = None) -> casadi.Function:
@@ -139,7 +138,7 @@ class CasadiOperations:
     def recentre(self, graph: Graph, point: tuple[Fraction, ...], offset: np.ndarray) -> Callable[[Expression], Expression]:
         """The inner graph minus the stored offset."""
         inner = compile_steps(graph, self)
-        (name,), (output,) = graph.input_sizes, graph.outputs.values()
+        (name,), (output,) = graph.input_sizes, graph.outputs
         shift = casadi.DM(offset.astype(np.float64))
         return lambda x: inner({name: x})[output] - shift
 

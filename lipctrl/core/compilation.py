@@ -7,6 +7,7 @@ instead of their names, and return such a function, with every constant already 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,39 +16,55 @@ from lipctrl.certificates.checker.graph import BINARY, ELEMENTWISE, Graph
 Step = Callable[..., Any]
 
 
-def compile_steps(graph: Graph, operations: Any) -> Callable[[Mapping[str, Any]], list[Any]]:
-    """Compile a graph in an evaluation; the result maps input values by name to the values of all nodes.
+def compile_steps(graph: Graph, operations: Any) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
+    """Compile a graph in an evaluation; the result maps input values by name to output values by name.
 
-    Where ``operations`` has an attribute ``constant``, constants are computed once, here.
+    Where ``operations`` has an attribute ``constant``, constants are computed once, here. A value is let go as soon as nobody
+    reads it any more: the next one then takes its memory, which is still in the processor's cache.
     """
-    start: list[Any] = [None] * len(graph.nodes)
+    registers = _registers(graph)
+    start: list[Any] = [None] * (max(registers, default=-1) + 1)
     names: list[tuple[int, str]] = []
     steps: list[tuple[int, Step, tuple[int, ...]]] = []
     for index, node in enumerate(graph.nodes):
         if node.op == "input":
-            names.append((index, node.attributes["name"]))
+            names.append((registers[index], node.attributes["name"]))
         elif node.op == "constant":
-            start[index] = operations.constant(**node.attributes)
+            start[registers[index]] = operations.constant(**node.attributes)
         else:
             step = getattr(operations, node.op)
             if node.op not in ELEMENTWISE and node.op not in BINARY and node.op != "concatenate":
                 step = step(**_with_tensors(graph, node.attributes))
-            steps.append((index, step, node.inputs))
+            steps.append((registers[index], step, tuple(registers[i] for i in node.inputs)))
+    outputs = [(name, registers[index]) for name, index in graph.outputs.items()]
 
-    def run(inputs: Mapping[str, Any]) -> list[Any]:
+    def run(inputs: Mapping[str, Any]) -> dict[str, Any]:
         values = start.copy()
-        for index, name in names:
-            values[index] = inputs[name]
-        for index, step, operands in steps:
+        for register, name in names:
+            values[register] = inputs[name]
+        for register, step, operands in steps:
             if len(operands) == 1:
-                values[index] = step(values[operands[0]])
+                values[register] = step(values[operands[0]])
             elif len(operands) == 2:
-                values[index] = step(values[operands[0]], values[operands[1]])
+                values[register] = step(values[operands[0]], values[operands[1]])
             else:
-                values[index] = step(*[values[i] for i in operands])
-        return values
+                values[register] = step(*[values[i] for i in operands])
+        return {name: values[register] for name, register in outputs}
 
     return run
+
+
+def _registers(graph: Graph) -> list[int]:
+    """Where each node's value is kept. A node takes the place of an operand that nobody reads after it, if there is one."""
+    last = {operand: index for index, node in enumerate(graph.nodes) for operand in node.inputs}
+    kept = {*graph.outputs.values(), *(index for index, node in enumerate(graph.nodes) if node.op in ("input", "constant"))}
+    registers: list[int] = []
+    fresh = itertools.count()
+    for index, node in enumerate(graph.nodes):
+        ending = (operand for operand in node.inputs if last[operand] == index and operand not in kept)
+        operand = next(ending, None)
+        registers.append(next(fresh) if operand is None else registers[operand])
+    return registers
 
 
 def _with_tensors(graph: Graph, attributes: Mapping[str, Any]) -> dict[str, Any]:

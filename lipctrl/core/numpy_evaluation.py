@@ -30,8 +30,7 @@ def compile_numpy(graph: Graph, dtype: Any = np.float64) -> Callable[..., dict[s
     dtype = np.dtype(dtype)
     if dtype not in (np.float32, np.float64):
         raise InputError(f"dtype is {dtype}, expected float32 or float64")
-    sizes, outputs = graph.input_sizes, dict(graph.outputs)
-    output_sizes = graph.output_sizes
+    sizes, output_sizes = graph.input_sizes, graph.output_sizes
     run = compile_steps(graph, NumpyOperations(dtype))
 
     def function(**inputs: Any) -> dict[str, Array]:
@@ -41,8 +40,7 @@ def compile_numpy(graph: Graph, dtype: Any = np.float64) -> Callable[..., dict[s
         for name, array in arrays.items():
             if array.ndim == 0 or array.shape[-1] != sizes[name]:
                 raise InputError(f"input {name!r} has shape {array.shape}, expected (..., {sizes[name]})")
-        values = run(arrays)
-        results = {name: values[index] for name, index in outputs.items()}
+        results = run(arrays)
         if all(array.ndim == 1 for array in arrays.values()):
             return results
         lead = np.broadcast_shapes(*(array.shape[:-1] for array in arrays.values()))
@@ -164,7 +162,7 @@ class NumpyOperations:
     def recentre(self, graph: Graph, point: tuple[Fraction, ...], offset: Array) -> Callable[[Array], Array]:
         """The inner graph minus the stored offset."""
         inner = compile_steps(graph, self)
-        (name,), (output,) = graph.input_sizes, graph.outputs.values()
+        (name,), (output,) = graph.input_sizes, graph.outputs
         shift = offset.astype(self.dtype)
         return lambda x: inner({name: x})[output] - shift
 

@@ -26,7 +26,7 @@ def compile_torch(
     Gradients flow to the inputs; weights are constants. The function raises InputError where an input is missing or its
     last dimension differs.
     """
-    sizes, outputs, output_sizes = graph.input_sizes, dict(graph.outputs), graph.output_sizes
+    sizes, output_sizes = graph.input_sizes, graph.output_sizes
     run = compile_steps(graph, TorchOperations(dtype, device))
 
     def function(**inputs: Tensor) -> dict[str, Tensor]:
@@ -35,9 +35,8 @@ def compile_torch(
         for name, value in inputs.items():
             if value.ndim == 0 or value.shape[-1] != sizes[name]:
                 raise InputError(f"input {name!r} has shape {tuple(value.shape)}, expected (..., {sizes[name]})")
-        values = run(inputs)
         lead = _common_shape(*inputs.values())
-        return {name: values[index].expand(*lead, output_sizes[name]) for name, index in outputs.items()}
+        return {name: value.expand(*lead, output_sizes[name]) for name, value in run(inputs).items()}
 
     return function
 
@@ -126,6 +125,6 @@ class TorchOperations:
     def recentre(self, graph: Graph, point: tuple[Fraction, ...], offset: np.ndarray) -> Callable[[Tensor], Any]:
         """The inner graph minus the stored offset."""
         inner = compile_steps(graph, self)
-        (name,), (output,) = graph.input_sizes, graph.outputs.values()
+        (name,), (output,) = graph.input_sizes, graph.outputs
         shift = self._tensor(offset)
         return lambda x: inner({name: x})[output] - shift
