@@ -21,8 +21,10 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 
-from lipctrl.certificates.checker.bundle import CERTIFICATE, WEIGHTS, parse_tensors
+from lipctrl.certificates.checker.bundle import CERTIFICATE, WEIGHTS, Certificate, parse_certificate, parse_tensors
 from lipctrl.certificates.checker.graph import tensor_descriptor
+from lipctrl.certificates.checker.kinds import check
+from lipctrl.certificates.checker.verdict import Rejected
 
 NUMBER = re.compile(r"-?\d+(/\d+)?|-?0x[01]\.[0-9a-f]+p[+-]\d+")
 SPECIAL = ("nan", "inf", "-inf", "0x0.0p+0", "-1", "0", "1", "0x1.fffffffffffffp+1023")
@@ -65,6 +67,20 @@ def mutants(folder: Path, count: int, seed: int = 0) -> Iterator[Mutant]:
             seen.add(made)
             count -= 1
             yield Mutant(change, section, *made)
+
+
+def accepted(folder: Path, count: int, seed: int) -> Iterator[tuple[str, Certificate]]:
+    """Those of ``count`` mutants that the checker accepts: what was changed, and the certificate. The others must have a reason."""
+    for mutant in mutants(folder, count, seed):
+        try:
+            certificate = parse_certificate(mutant.certificate, mutant.weights)
+        except Rejected:
+            continue
+        verdict = check(certificate)
+        if verdict.status == "rejected":
+            assert verdict.reason and "stopped" not in verdict.reason, (mutant.change, verdict.reason)
+        else:
+            yield mutant.change, certificate
 
 
 def _bytes(data: Any, tensors: dict[str, np.ndarray]) -> tuple[bytes, bytes]:
