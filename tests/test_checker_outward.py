@@ -327,6 +327,17 @@ def test_affine_maps_add_up_every_share_of_their_bound() -> None:
         assert exact * (1 + 10 * u) <= Fraction(float(y.high[0, 0])) <= exact * (1 + 26 * u)
 
 
+def test_sums_that_overflow_on_the_way_are_unknown() -> None:
+    """1e308 + 1e308 - 1.25e308 - 1.25e308 is finite and negative; summed from the left it is infinite and positive."""
+    weight = np.array([[1e308, 1e308, -1.25e308, -1.25e308]])
+    for order in ([0, 1, 2, 3], [0, 2, 1, 3], [2, 3, 0, 1]):
+        for sign in (1, -1):
+            for bias in (None, np.array([0.0])):
+                y = iv.affine(iv.point(np.ones((1, 4))), sign * weight[:, order], bias)
+                exact = -sign * 0.5e308
+                assert not (y.low[0, 0] > exact or y.high[0, 0] < exact)
+
+
 def test_affine_maps_of_subnormal_numbers() -> None:
     """What underflows in the bound is made good by the constant that is added and by the radius of a point."""
     random = np.random.default_rng(0)

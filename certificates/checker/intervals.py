@@ -133,7 +133,8 @@ def affine(x: Interval, weight: Array, bias: Array | None) -> Interval:
     """Enclose ``x W^T + b`` over the last axis.
 
     With x in c +- r: fl(cW + b) errs by at most gamma(n+1)(|c||W| + |b|), and the radius below, computed with relative error
-    gamma(n+4), exceeds |W|r plus that (any summation order, fused or not; underflow adds (n+2) 2^-1070).
+    gamma(n+4), exceeds |W|r plus that (any summation order, fused or not; underflow adds (n+2) 2^-1070). Where a partial sum
+    overflows nothing is known, although the sum itself may be finite: NaN.
     """
     weight = weight.astype(np.float64)
     n = weight.shape[1]
@@ -144,6 +145,7 @@ def affine(x: Interval, weight: Array, bias: Array | None) -> Interval:
     if bias is not None:
         bias = bias.astype(np.float64)
         value, spread = value + bias, spread + g * np.abs(bias)
+    value = np.where(np.isfinite(value), value, np.nan)
     return around(value, (spread + (n + 2) * 2.0**-1070) * (1 + 16 * UNIT))
 
 
