@@ -24,6 +24,8 @@ ELEMENTWISE = (
     "neg abs sin cos tan exp log sqrt erf tanh sigmoid softplus relu gelu silu".split()
 )  #: one operand, no attribute, acts coordinate by coordinate
 BINARY = "add sub mul div min max".split()  #: two operands of equal size, or one of size 1 that is repeated
+IMPLICIT_ACTIVATIONS = "relu sigmoid softplus tanh".split()  #: what implicit layers apply: all have slopes in [0, 1]
+TENSOR_KEYS = ("weight", "bias", "offset", "metric")  #: attributes that name tensors
 
 
 class GraphError(ValueError):
@@ -39,7 +41,9 @@ class Node:
     ``bias`` (n_out) or ``None``, both names of tensors. ``group_sort``: ``group_size``, sorts ascending inside consecutive groups,
     a leftover group is smaller (MaxMin is group size 2). ``select``: ``indices``. ``concatenate``: none.
     ``recentre``: ``graph`` (one input, one output), ``point``, ``offset`` (tensor): over the reals
-    ``graph(x) - graph(point)``, in floating point ``graph(x) - offset``.
+    ``graph(x) - graph(point)``, in floating point ``graph(x) - offset``. ``implicit``: ``weight`` D (n, n), ``metric`` (n),
+    ``activation`` phi: the z with z = phi(D z + v), v the operand. It exists, and is the only one, where the metric shows it, see
+    :mod:`lipctrl.certificates.checker.implicit`; a graph as such does not promise that.
     """
 
     op: str
@@ -142,6 +146,7 @@ _ATTRIBUTES: dict[str, tuple[int | None, tuple[str, ...]]] = {
     "leaky_relu": (1, ("slope",)),
     "affine": (1, ("bias", "weight")),
     "group_sort": (1, ("group_size",)),
+    "implicit": (1, ("activation", "metric", "weight")),
     "select": (1, ("indices",)),
     "concatenate": (None, ()),
     "recentre": (1, ("graph", "offset", "point")),
@@ -217,6 +222,16 @@ def _group_size(node: Node, operands: list[int], graph: Graph) -> int:
     return operands[0]
 
 
+def _implicit_size(node: Node, operands: list[int], graph: Graph) -> int:
+    size, activation = operands[0], node.attributes["activation"]
+    if activation not in IMPLICIT_ACTIVATIONS:
+        raise GraphError(f"activation is {activation!r}, expected one of {', '.join(IMPLICIT_ACTIVATIONS)}")
+    shapes = _tensor_shape(graph, node.attributes["weight"], 2), _tensor_shape(graph, node.attributes["metric"], 1)
+    if shapes != ((size, size), (size,)):
+        raise GraphError(f"weight and metric have shapes {shapes[0]} and {shapes[1]}, expected {(size, size)} and {(size,)}")
+    return size
+
+
 def _select_size(node: Node, operands: list[int], graph: Graph) -> int:
     indices = node.attributes["indices"]
     if not isinstance(indices, tuple) or not indices:
@@ -245,6 +260,7 @@ _RULES: dict[str, Callable[[Node, list[int], Graph], int]] = {
     "leaky_relu": _leaky_size,
     "affine": _affine_size,
     "group_sort": _group_size,
+    "implicit": _implicit_size,
     "select": _select_size,
     "concatenate": lambda node, operands, graph: sum(operands),
     "recentre": _recentre_size,
@@ -353,8 +369,8 @@ def _node_from_json(item: object, tensors: Mapping[str, np.ndarray], nesting: in
 def evaluate(graph: Graph, inputs: Mapping[str, Any], algebra: Any) -> dict[str, Any]:
     """Run the graph in an algebra: an object with one method per operation, named as the operation.
 
-    Operands come first, then the attributes by keyword; ``affine`` and ``recentre`` receive tensors (arrays, bias or
-    ``None``), not names. ``inputs`` maps input names to values of the algebra. Returns the outputs by name.
+    Operands come first, then the attributes by keyword; tensors (arrays, a bias may be ``None``) stand in place of their names.
+    ``inputs`` maps input names to values of the algebra. Returns the outputs by name.
     """
     values: list[Any] = []
     for node in graph.nodes:
@@ -362,7 +378,7 @@ def evaluate(graph: Graph, inputs: Mapping[str, Any], algebra: Any) -> dict[str,
         if node.op == "input":
             values.append(inputs[attributes["name"]])
             continue
-        for key in ("weight", "bias", "offset"):
+        for key in TENSOR_KEYS:
             if attributes.get(key) is not None:
                 attributes[key] = graph.tensors[attributes[key]]
         values.append(getattr(algebra, node.op)(*(values[i] for i in node.inputs), **attributes))

@@ -11,7 +11,7 @@ import itertools
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from lipctrl.certificates.checker.graph import BINARY, ELEMENTWISE, Graph
+from lipctrl.certificates.checker.graph import BINARY, ELEMENTWISE, TENSOR_KEYS, Graph
 
 Step = Callable[..., Any]
 
@@ -68,4 +68,4 @@ def _registers(graph: Graph) -> list[int]:
 
 
 def _with_tensors(graph: Graph, attributes: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: graph.tensors[v] if k in ("weight", "bias", "offset") and v is not None else v for k, v in attributes.items()}
+    return {k: graph.tensors[v] if k in TENSOR_KEYS and v is not None else v for k, v in attributes.items()}

@@ -15,14 +15,13 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from lipctrl.certificates.checker.graph import ELEMENTWISE, Graph, GraphError, Node
+from lipctrl.certificates.checker.graph import ELEMENTWISE, TENSOR_KEYS, Graph, GraphError, Node
 from lipctrl.core.errors import InputError
 from lipctrl.core.rationals import rational
 
 #: What recorded functions do, by name (``sin``, ``stack``, ``linear``, ...); NumPy, torch and methods share the table.
 FUNCTIONS: dict[str, Callable[..., Any]] = {}
 
-TENSOR_KEYS = ("weight", "bias", "offset")  #: attributes of nodes that name tensors
 _RECORDABLE = f"+ - * / ** @, {', '.join(ELEMENTWISE[1:])}, leaky_relu, minimum, maximum, clip, stack, concatenate, sum, dot, norm, linear"
 _COMPARISONS = "a symbol has no value to compare or branch on"
 _NO_BRANCH = "write the cases with np.minimum, np.maximum, np.clip or abs"
