@@ -1,14 +1,15 @@
-"""Sets of inputs that a local claim speaks about, boxes and balls, and the cells that a split tree cuts them into.
+"""Sets of inputs that a local claim speaks about, boxes and balls, and the parts that a split tree cuts them into.
 
 All numbers of a domain are exact. Cells are float64 boxes that are rounded outwards, so the leaves of a tree cover the domain:
 both halves of a split keep the threshold. Of a ball, a cell is the part in its box, and everything that is known about that
-part is used: a smaller box around it, and how far it reaches from the middle of that box.
+part is used: a smaller box around it, and how far it reaches from the middle of that box. Where a graph is known, a tree may
+also split the domain by the value that enters a unit of it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
@@ -16,13 +17,16 @@ import numpy as np
 
 from lipctrl.certificates.checker import intervals as iv
 from lipctrl.certificates.checker.bundle import fields, floats, number, numbers
+from lipctrl.certificates.checker.graph import Graph
 from lipctrl.certificates.checker.intervals import Array, Interval
-from lipctrl.certificates.checker.local_slopes import Cells
+from lipctrl.certificates.checker.local_slopes import COORDINATE_WISE, Cells
+from lipctrl.certificates.checker.network import Place
 from lipctrl.certificates.checker.verdict import Rejected
 
 Vector = tuple[Fraction, ...]
 
 MAX_DEPTH = 200  #: splits above a leaf
+MAX_HALF_LINES = 64  #: splits by units above a leaf
 
 
 @dataclass(frozen=True)
@@ -120,39 +124,58 @@ def read_domain(data: object, size: int, norm: str, scale: Vector) -> Domain:
 
 
 @dataclass(frozen=True)
+class HalfLine:
+    """What enters coordinate ``index`` of the node at ``place`` is at least (``above``) or at most ``threshold``.
+
+    At ``min`` and ``max`` of two signals that is the difference whose sign decides, as ``local_slopes`` forms it.
+    """
+
+    place: Place
+    index: int
+    threshold: float
+    above: bool
+
+
+@dataclass(frozen=True)
 class Leaf:
-    """A box of a split tree and what the tree says about it."""
+    """A part of the domain, where x is in a box and the values of units on ``half_lines``, and what the tree says about it."""
 
     low: Array
     high: Array
     entry: Any
+    half_lines: tuple[HalfLine, ...] = ()
 
 
-def read_leaves(tree: object, domain: Domain, limit: int) -> list[Leaf]:
-    """The leaves of a split tree in preorder: ``[input, threshold]`` splits, the lower half first; all else is a leaf's entry.
+def read_leaves(tree: object, domain: Domain, limit: int, graph: Graph | None = None) -> list[Leaf]:
+    """The leaves of a split tree in preorder: splits, the lower part first; all that is not a list is a leaf's entry.
 
-    They cover the domain by construction. Raises Rejected where the tree is malformed, or has more than ``limit`` leaves.
+    A split is ``[input, threshold]``, or where a graph is given also ``[place, index, threshold]``: by what enters a coordinate
+    of a coordinate-wise node, whose place is its index, or the path to it through ``recentre`` nodes. Both parts keep the threshold,
+    so the leaves cover the domain. Raises Rejected where the tree is malformed, or has more than ``limit`` leaves.
     """
     if not isinstance(tree, list):
         raise Rejected("the split tree must be a list in preorder")
-    low, high = domain.box()
+    stack, leaves = [Leaf(*domain.box(), 0)], []  # the entry of what is not a leaf yet is its depth
     free = set(domain.free.tolist())
-    stack, leaves = [(low, high, 0)], []
     for entry in tree:
         if not stack:
             raise Rejected("the split tree has entries left over")
-        low, high, depth = stack.pop()
+        part = stack.pop()
         if not isinstance(entry, list):
-            leaves.append(Leaf(low, high, entry))
+            leaves.append(replace(part, entry=entry))
             if len(leaves) > limit:
                 raise Rejected(f"the split tree has more than {limit} leaves")
             continue
+        if len(entry) == 3 and graph is not None:
+            stack += reversed(_parts_by_unit(part, graph, entry))
+            continue
         axis, threshold = _split(entry)
-        if axis not in free or depth >= MAX_DEPTH:
+        if axis not in free or part.entry >= MAX_DEPTH:
             raise Rejected(f"the split tree splits input {axis}, which does not vary, or more than {MAX_DEPTH} times in a row")
-        if not low[axis] < threshold < high[axis]:
+        if not part.low[axis] < threshold < part.high[axis]:
             raise Rejected("the split tree has a threshold that is not strictly inside its box")
-        stack += [(*half, depth + 1) for half in reversed(halves(low, high, axis, threshold))]
+        boxes = halves(part.low, part.high, axis, threshold)
+        stack += [Leaf(*box, part.entry + 1, part.half_lines) for box in reversed(boxes)]
     if stack:
         raise Rejected("the split tree ends too early")
     return leaves
@@ -163,6 +186,32 @@ def halves(low: Array, high: Array, axis: int, threshold: float) -> Sequence[tup
     left, right = high.copy(), low.copy()
     left[axis] = right[axis] = threshold
     return (low, left), (right, high)
+
+
+def read_place(data: object, graph: Graph) -> tuple[Place, int]:
+    """The place of a coordinate-wise node of a graph, and its size. Raises Rejected for all else."""
+    path = data if isinstance(data, list) and len(data) > 1 else [data]
+    for position, index in enumerate(path):
+        if type(index) is not int or not 0 <= index < len(graph.nodes):
+            break
+        node, last = graph.nodes[index], position == len(path) - 1
+        if last and node.op in COORDINATE_WISE:
+            return tuple(path) if position else index, graph.sizes[index]
+        if last or node.op != "recentre":
+            break
+        graph = node.attributes["graph"]
+    raise Rejected(f"{str(data)[:60]} is not the place of a coordinate-wise node of the graph without sorts")
+
+
+def _parts_by_unit(part: Leaf, graph: Graph, entry: list[Any]) -> list[Leaf]:
+    place, size = read_place(entry[0], graph)
+    if type(entry[1]) is not int or not 0 <= entry[1] < size:
+        raise Rejected(f"a split by a unit of node {place} needs an index from 0 to {size - 1}")
+    if len(part.half_lines) >= MAX_HALF_LINES or part.entry >= MAX_DEPTH:
+        raise Rejected(f"the split tree splits more than {MAX_HALF_LINES} times by units, or more than {MAX_DEPTH} times in a row")
+    threshold = float(floats([entry[2]], 1, "threshold")[0])
+    sides = (HalfLine(place, entry[1], threshold, above) for above in (False, True))
+    return [Leaf(part.low, part.high, part.entry + 1, (*part.half_lines, side)) for side in sides]
 
 
 def _split(entry: list[Any]) -> tuple[int, float]:

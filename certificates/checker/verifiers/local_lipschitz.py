@@ -1,18 +1,22 @@
 """Claims of the kind ``lipschitz-bound`` about a domain: |S_out (f(x) - f(y))| <= bound |S_in (x - y)| for all x and y in a box or ball.
 
 The evidence is a binary split tree of the domain and, for each of its leaves, a proof about any two points of that leaf. The
-leaves cover the domain, the domain is convex and f is Lipschitz, so along the segment between two points f moves at no more than
-the bound: the greatest bound of the leaves holds on the whole domain.
+leaves cover the domain, which is convex, and f moves at no more than the bound between two points of the same leaf. Then it does
+between any two points of the domain, also where leaves are bent because the tree splits by units: values are continuous and
+halves keep the threshold, so leaves are closed. Walk along the segment from x to y. Go from x to the last point of it in x's leaf
+at once; just behind that point are points of other leaves, of which there are finitely many, so it is in another leaf as well.
+Go on from there in the same way. No leaf comes twice, so the walk ends at y, and no step was steeper than the bound.
 
 A leaf without a proof of its own rests on the slopes that the checker encloses there: f(x) - f(y) = A (x - y) with A in an
 interval matrix. A leaf with a proof takes those slopes of the single activations into the network form; the proof is then
-evidence of the global kind, see :mod:`lipctrl.certificates.checker.verifiers.lipschitz_bound`.
+evidence of the global kind, see :mod:`lipctrl.certificates.checker.verifiers.lipschitz_bound`. In leaves that are cut by units the
+file may help the checker to narrower ranges, see :mod:`lipctrl.certificates.checker.unit_splits`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -32,6 +36,7 @@ from lipctrl.certificates.checker.network import Affine, Network, Place, read_ne
 from lipctrl.certificates.checker.products import products_of_norms
 from lipctrl.certificates.checker.slopes import enclose
 from lipctrl.certificates.checker.sorts import without_sorts
+from lipctrl.certificates.checker.unit_splits import Pass, read_passes, slopes_in_leaf
 from lipctrl.certificates.checker.verdict import Rejected, Verdict, shown, verified
 from lipctrl.certificates.checker.verifiers.lipschitz_bound import (
     KIND,
@@ -51,6 +56,7 @@ MAX_PROOFS = 4096  #: leaves with a proof of their own
 MAX_WORK = 3_000_000_000  #: units of work on the slopes of leaves, see ``checker/work.py``
 MAX_PRODUCTS = 1e12  #: multiplications for the proofs of leaves
 PER_VALUE = 5e4  #: multiplications in the time that the exact slopes of one value take
+PER_FACTOR = 100  #: units of work, beside one for each input, that one factor of a range takes
 _SHOWN_INPUTS = 6  #: a sentence names the ends of a domain with so many inputs
 
 Vector = tuple[Fraction, ...]
@@ -73,6 +79,17 @@ class Problem:
             cells, empty = self.domain.cells(low, high)
             with np.errstate(all="ignore"):
                 return local_slopes(self.graph, cells, self.remembered), empty
+        except GraphError as error:
+            raise Rejected(str(error)) from error
+        except OverflowError as error:
+            raise Rejected("a number of the network or the domain is too large for float64") from error
+
+    def slopes_in_leaf(self, leaf: Leaf, passes: Sequence[Pass]) -> LocalSlopes | None:
+        """Slopes on a leaf that is cut by units, or ``None`` where it surely holds no point of the domain. Raises Rejected."""
+        try:
+            cells, empty = self.domain.cells(leaf.low[None], leaf.high[None])
+            with np.errstate(all="ignore"):
+                return None if empty[0] else slopes_in_leaf(self.graph, cells, leaf.half_lines, passes, self.remembered)
         except GraphError as error:
             raise Rejected(str(error)) from error
         except OverflowError as error:
@@ -137,13 +154,14 @@ def prove_local(graph: Graph, claim: Mapping[str, Any], evidence: Mapping[str, A
         raise Rejected(f"the bound must be finite and not negative, got {bound!r}")
     try:
         require_ieee_products(256)
-        leaves = read_leaves(table["tree"], problem.domain, min(MAX_LEAVES, MAX_ENDS // len(problem.domain.low)))
+        leaves = read_leaves(table["tree"], problem.domain, min(MAX_LEAVES, MAX_ENDS // len(problem.domain.low)), problem.graph)
         work = problem.work()
         if not work.cells_at_once or work.total(len(leaves)) > MAX_WORK:
             raise Rejected(f"{len(leaves)} leaves of this network are more work than the checker does")
         if len(problem.domain.free):
-            _prove_plain(problem, bound, [leaf for leaf in leaves if leaf.entry is None])
-            _prove_others(problem, bound, [leaf for leaf in leaves if leaf.entry is not None], table["proofs"])
+            plain = [leaf.entry is None and not leaf.half_lines for leaf in leaves]
+            _prove_plain(problem, bound, [leaf for leaf, alone in zip(leaves, plain, strict=True) if alone])
+            _prove_others(problem, bound, [leaf for leaf, alone in zip(leaves, plain, strict=True) if not alone], table["proofs"])
     except (UnsafeArithmetic, OutOfRange) as error:
         raise Rejected(str(error)) from error
     return bound
@@ -167,36 +185,66 @@ def verify_local(certificate: Certificate) -> Verdict:
 
 
 def _prove_plain(problem: Problem, bound: float, leaves: list[Leaf]) -> None:
-    """Leaves that rest on enclosed slopes alone."""
+    """Boxes that rest on enclosed slopes alone."""
     at_once = problem.work().cells_at_once
     for start in range(0, len(leaves), at_once):
         part = leaves[start : start + at_once]
         found, empty = problem.slopes(np.stack([leaf.low for leaf in part]), np.stack([leaf.high for leaf in part]))
-        with np.errstate(all="ignore"):
-            matrices = problem.matrices(found, len(part))
-            gains = (quick_gains if problem.norm == "l2" else row_gains)(matrices)
-        for index in np.flatnonzero(~(empty | (gains <= bound))):
-            if problem.norm != "l2" or not gain_is_at_most(Interval(matrices.low[index], matrices.high[index]), bound):
-                box = f"{part[index].low.tolist()} .. {part[index].high.tolist()}"
-                raise Rejected(f"the slopes in the leaf {box} are not proved to allow {bound!r} at most")
+        _prove_slopes(problem, bound, part, found, empty)
+
+
+def _prove_slopes(problem: Problem, bound: float, leaves: list[Leaf], found: LocalSlopes, empty: Array) -> None:
+    with np.errstate(all="ignore"):
+        matrices = problem.matrices(found, len(leaves))
+        gains = (quick_gains if problem.norm == "l2" else row_gains)(matrices)
+    for index in np.flatnonzero(~(empty | (gains <= bound))):
+        if problem.norm != "l2" or not gain_is_at_most(Interval(matrices.low[index], matrices.high[index]), bound):
+            box = f"{leaves[index].low.tolist()} .. {leaves[index].high.tolist()}"
+            raise Rejected(f"the slopes in the leaf {box} are not proved to allow {bound!r} at most")
 
 
 def _prove_others(problem: Problem, bound: float, leaves: list[Leaf], proofs: list[Any]) -> None:
-    """Leaves with a proof of their own."""
-    if len(leaves) > MAX_PROOFS:
-        raise Rejected(f"{len(leaves)} leaves have proofs of their own, at most {MAX_PROOFS} are accepted")
+    """Leaves with a proof of their own, or cut by units."""
+    entries = [_read_entry(leaf, problem.graph, proofs) for leaf in leaves]
+    if (count := sum(proof is not None for proof, _ in entries)) > MAX_PROOFS:
+        raise Rejected(f"{count} leaves have proofs of their own, at most {MAX_PROOFS} are accepted")
+    if not sum(_work_in_leaf(problem, leaf, passes) for leaf, (_, passes) in zip(leaves, entries, strict=True)) <= MAX_WORK:
+        raise Rejected(f"the ranges in {len(leaves)} leaves are more work than the checker does")
     products, values = 0.0, graph_cost(problem.graph)[0]
-    for leaf in leaves:
-        if type(leaf.entry) is not int or not 0 <= leaf.entry < len(proofs) or not isinstance(proofs[leaf.entry], dict):
-            raise Rejected("a leaf must be null or the index of a proof")
-        found, empty = problem.slopes(leaf.low[None], leaf.high[None])
-        if empty[0]:
+    for leaf, (proof, passes) in zip(leaves, entries, strict=True):
+        if leaf.half_lines:
+            found = problem.slopes_in_leaf(leaf, passes)
+        else:
+            slopes, empty = problem.slopes(leaf.low[None], leaf.high[None])
+            found = None if empty[0] else slopes
+        if found is None:
+            continue
+        if proof is None:
+            _prove_slopes(problem, bound, [leaf], found, np.zeros(1, dtype=bool))
             continue
         network = problem.network(found, 0)
         products += products_of(network, problem.norm) + values * PER_VALUE
         if not products <= MAX_PRODUCTS:
             raise Rejected("the proofs of the leaves are more work than the checker does")
-        problem.prove(network, bound, proofs[leaf.entry])
+        problem.prove(network, bound, proofs[proof])
+
+
+def _read_entry(leaf: Leaf, graph: Graph, proofs: list[Any]) -> tuple[int | None, list[Pass]]:
+    """The index of a leaf's proof, if it has one, and its passes: one without ranges where the file gives none."""
+    entry, passes = leaf.entry, [Pass()]
+    if leaf.half_lines and isinstance(entry, dict):
+        table = fields(entry, ("ranges", "proof"), "leaf")
+        entry, passes = table["proof"], read_passes(table["ranges"], graph, len(leaf.half_lines))
+    if entry is not None and not (type(entry) is int and 0 <= entry < len(proofs) and isinstance(proofs[entry], dict)):
+        raise Rejected("a leaf must be null or the index of a proof, or where it is cut by units a table of ranges and proof")
+    return entry, passes
+
+
+def _work_in_leaf(problem: Problem, leaf: Leaf, passes: list[Pass]) -> int:
+    """The work of passes over a leaf that is cut by units, beside one on a whole cell."""
+    work, each = problem.work(), PER_FACTOR + len(problem.domain.free)
+    factors = sum(ends.factors.size + len(ends.index) for ends_of in passes for ends in ends_of.values())
+    return len(passes) * (work.cell + work.batch) + factors * each if leaf.half_lines else 0
 
 
 def products_of(network: Network, norm: str) -> float:

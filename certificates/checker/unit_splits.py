@@ -1,0 +1,168 @@
+"""Slopes on the leaves of trees that split by units: the part of a cell where the values of some units lie on half-lines.
+
+In a leaf each half-line says that a margin is not negative: threshold - v(x) or v(x) - threshold. With the affine form of v
+that is an affine function of x which is not negative in the leaf. Any sum of such functions with factors that are not
+negative may be added to the form of another unit's value: what that is at most, over the whole box, bounds the value in the
+leaf. The factors come from the file. They may be anything: good ones are the dual solution of a linear program.
+
+A leaf is judged in passes. Each encloses the graph once; the values that enter a coordinate-wise node are cut to its half-lines
+and to the ends that the factors prove, with the margins known so far: those of this pass, and for nodes further on those
+of the pass before. Where nothing is left of a range the leaf holds no point of the domain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import cast
+
+import numpy as np
+
+from lipctrl.certificates.checker import intervals as iv
+from lipctrl.certificates.checker.bundle import floats
+from lipctrl.certificates.checker.domain import HalfLine, read_place
+from lipctrl.certificates.checker.enclosure import Enclosed, Remembered, Scalar
+from lipctrl.certificates.checker.graph import Graph
+from lipctrl.certificates.checker.intervals import Array, Interval, up
+from lipctrl.certificates.checker.local_slopes import Cells, Local, LocalAlgebra, LocalSlopes, entering
+from lipctrl.certificates.checker.network import Place
+from lipctrl.certificates.checker.verdict import Rejected
+
+MAX_PASSES = 4
+
+
+@dataclass(frozen=True)
+class Ends:
+    """T ends of the ranges of one node's units: ``sign`` 1 for the upper end, -1 for the lower, ``factors`` (T, half-lines)."""
+
+    index: Array
+    sign: Array
+    factors: Array
+
+
+Pass = dict[Place, Ends]
+
+
+def read_passes(data: object, graph: Graph, count: int) -> list[Pass]:
+    """The passes of a leaf with ``count`` half-lines, each a list of ``[place, index, "low" or "high", factors]``. Raises Rejected."""
+    if not isinstance(data, list) or not 1 <= len(data) <= MAX_PASSES or not all(isinstance(entries, list) for entries in data):
+        raise Rejected(f"ranges must be a list of 1 to {MAX_PASSES} lists")
+    return [_read_pass(entries, graph, count) for entries in data]
+
+
+def _read_pass(entries: list[object], graph: Graph, count: int) -> Pass:
+    found: dict[Place, list[tuple[int, float, Array]]] = {}
+    for entry in entries:
+        if not isinstance(entry, list) or len(entry) != 4 or entry[2] not in ("low", "high"):
+            raise Rejected("a range must be [place, index, 'low' or 'high', factors]")
+        place, size = read_place(entry[0], graph)
+        if type(entry[1]) is not int or not 0 <= entry[1] < size:
+            raise Rejected(f"a range of a unit of node {place} needs an index from 0 to {size - 1}")
+        factors = floats(entry[3], count, "factors")
+        if not bool(np.all(factors >= 0)):
+            raise Rejected("a factor of a range is negative")
+        found.setdefault(place, []).append((entry[1], 1.0 if entry[2] == "high" else -1.0, factors))
+    columns = {place: zip(*rows, strict=True) for place, rows in found.items()}
+    return {place: Ends(*(np.array(column) for column in rows)) for place, rows in columns.items()}
+
+
+@dataclass
+class Margins:
+    """Functions ``constant`` + ``linear`` (x - c) that are not negative in a leaf, one for each half-line: (m,), (k, m).
+
+    Those that are not known yet are 0, which is no lie.
+    """
+
+    constant: Array
+    linear: Interval
+
+    @staticmethod
+    def unknown(count: int, inputs: int) -> Margins:
+        """No margin is known."""
+        return Margins(np.zeros(count), Interval(np.zeros((inputs, count)), np.zeros((inputs, count))))
+
+
+class NoPoint(Exception):  # noqa: N818 - a finding, not an error
+    """Raised on the way where the range of a unit is empty: the leaf holds no point of the domain."""
+
+
+class HalvedAlgebra(LocalAlgebra):
+    """One pass over a graph on the part of one cell that half-lines leave; ``margins`` are replaced by those of this pass."""
+
+    def __init__(self, cells: Cells, half_lines: Sequence[HalfLine], ends: Pass, margins: Margins, remembered: Remembered) -> None:
+        super().__init__(cells, remembered)
+        self.margins = margins
+        self._half_lines, self._ends = half_lines, ends
+        self._missing = set(range(len(half_lines)))
+
+    def whole(self, graph: Graph) -> LocalSlopes:
+        """The pass. Raises NoPoint, or Rejected where a half-line is no finite statement about the leaf."""
+        output = self.run(graph, entering(self._cells), ())
+        if self._missing:
+            raise Rejected(f"the split tree splits by node {self._half_lines[min(self._missing)].place}, which the output does not rest on")
+        return LocalSlopes(output, self.nodes)
+
+    def _scalar(self, x: Enclosed, function: Scalar, quotients: Scalar) -> Local:
+        return super()._scalar(self._narrowed(cast(Local, x)), function, quotients)
+
+    def _narrowed(self, x: Local) -> Local:
+        """What enters the node in hand, in the leaf."""
+        n = x.value.low.shape[1]
+        low, high = x.value.low.copy(), x.value.high.copy()
+        for number, half in enumerate(self._half_lines):
+            if half.place != self._place:
+                continue
+            self._note(number, half, x)
+            if half.above:
+                low[0, half.index] = np.maximum(low[0, half.index], half.threshold)
+            else:
+                high[0, half.index] = np.minimum(high[0, half.index], half.threshold)
+        if self._place in self._ends:
+            ends = self._ends[self._place]
+            most, upper = self._most(x, n, ends), ends.sign > 0
+            np.minimum.at(high[0], ends.index[upper], most[upper])
+            np.maximum.at(low[0], ends.index[~upper], -most[~upper])
+        if bool((low > high).any()):
+            raise NoPoint
+        return replace(x, value=Interval(low, high))
+
+    def _note(self, number: int, half: HalfLine, x: Local) -> None:
+        """The margin of a half-line from the form of its value."""
+        sign, (centre, linear, error) = (1.0 if half.above else -1.0), self._form(x, x.value.low.shape[1], [half.index])
+        rest = (centre - iv.point(np.array(half.threshold))) * iv.point(np.array(sign))
+        constant, linear = up(rest.high + error), linear * iv.point(np.array(sign))
+        if not bool(np.isfinite(constant).all() and np.isfinite(linear.magnitude).all()):
+            raise Rejected(f"the value that enters unit {half.index} of node {half.place} is not finite where the tree splits by it")
+        self._missing.discard(number)
+        self.margins.constant[number] = constant[0]
+        self.margins.linear.low[:, number], self.margins.linear.high[:, number] = linear.low[:, 0], linear.high[:, 0]
+
+    def _most(self, x: Local, n: int, ends: Ends) -> Array:
+        """The most that sign times the value of each unit can be in the leaf, (T,)."""
+        sign, (centre, linear, error) = iv.point(ends.sign), self._form(x, n, ends.index)
+        added = iv.affine(iv.point(self.margins.constant), ends.factors, None).high
+        constant = up(up((centre * sign).high + error) + added)
+        slope = linear * sign + iv.affine(self.margins.linear, ends.factors, None)
+        most: Array = up(constant + self._spread(slope.magnitude[:, None])[0])
+        return most
+
+    def _form(self, x: Local, n: int, index: Sequence[int] | Array) -> tuple[Interval, Interval, Array]:
+        """Centre (T,), linear part (k, T) and error (T,) of some of the n values."""
+        k, zero = len(self._cells.free), iv.point(np.zeros(1))
+        linear = zero if x.linear is None else x.linear
+        whole = [np.broadcast_to(end, (k, 1, n))[:, 0, index] for end in (linear.low, linear.high)]
+        centre = [np.broadcast_to(end, (1, n))[0, index] for end in (x.centre.low, x.centre.high)]
+        return Interval(*centre), Interval(*whole), np.broadcast_to(x.error, (1, n))[0, index]
+
+
+def slopes_in_leaf(
+    graph: Graph, cells: Cells, half_lines: Sequence[HalfLine], passes: Sequence[Pass], remembered: Remembered
+) -> LocalSlopes | None:
+    """Slopes on the part of one cell that half-lines leave; ``None`` where that holds no point. Raises Rejected or GraphError."""
+    margins, found = Margins.unknown(len(half_lines), len(cells.free)), None
+    for ends in passes:
+        try:
+            found = HalvedAlgebra(cells, half_lines, ends, margins, remembered).whole(graph)
+        except NoPoint:
+            return None
+    return found
