@@ -18,6 +18,7 @@ KINDS = {
     "closed-loop-lyapunov-bab": _VERIFIERS + "closed_loop_lyapunov_bab",
     "counterexample": _VERIFIERS + "counterexample",
     "lipschitz-bound": _VERIFIERS + "lipschitz_bound",
+    "monotonicity": _VERIFIERS + "monotonicity",
 }  #: modules whose ``verify(certificate)`` returns a Verdict or raises Rejected; the closed list
 
 MAX_CHAIN = 3  #: certificates that rest on certificates that rest on ...
