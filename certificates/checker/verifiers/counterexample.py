@@ -8,6 +8,8 @@ a state x of S whose successor lies outside S.
 x*, and that its derivative there has an eigenvalue of modulus above 1; x* is then unstable, whatever the region.
 ``lipschitz``: region ``norm`` (``l2`` or ``linf``), ``bound``, ``input_scale``, ``output_scale`` (weights of the norms, or null),
 evidence ``first`` and ``second``: two inputs of the network whose outputs are further apart than ``bound`` times their distance.
+``monotone``: region ``signs`` and ``domain`` as in :mod:`lipctrl.certificates.checker.verifiers.monotonicity`, evidence ``first`` and
+``second``: two inputs in the domain of which the second is greater in one coordinate, and where an output moves against its sign.
 """
 
 from __future__ import annotations
@@ -28,6 +30,8 @@ from lipctrl.certificates.checker.closed_loop import closed_loop_evaluate
 from lipctrl.certificates.checker.exact import ExactAlgebra, Inexact
 from lipctrl.certificates.checker.graph import ELEMENTWISE, Graph, evaluate
 from lipctrl.certificates.checker.verdict import Rejected, Verdict, shown, verified
+from lipctrl.certificates.checker.verifiers.monotonicity import PROPERTY as MONOTONE
+from lipctrl.certificates.checker.verifiers.monotonicity import read_claim
 
 DOUBLINGS = 48  #: J, J^2, J^4, ... are tested up to this power of two
 MAX_STATES, MAX_SLOPES, MAX_PRODUCTS = 32, 2_000_000, 100_000_000  #: bounds of the work of differentiation
@@ -112,6 +116,27 @@ def _distance(a: Balls, b: Balls, scale: object, norm: str) -> arb:
     if norm == "l2":
         return sum((v * v for v in parts), arb(0)).sqrt()
     return reduce(arb.max, parts)
+
+
+# --- monotone ---------------------------------------------------------------------------------------------------------
+
+
+def _moves_against(certificate: Certificate, region: object) -> str:
+    problem = read_claim(certificate.policy, {"property": MONOTONE, **fields(region, ("signs", "domain"), "region")})
+    (name, size), evidence = *certificate.policy.input_sizes.items(), fields(certificate.evidence, ("first", "second"), "evidence")
+    first, second = (numbers(evidence[key], size, key) for key in ("first", "second"))
+    moved = [j for j in range(size) if first[j] != second[j]]
+    if len(moved) != 1 or not first[moved[0]] < second[moved[0]]:
+        raise Rejected("the second input of the witness must be greater than the first in one coordinate, and equal in all others")
+    if not (problem.contains(first) and problem.contains(second)):
+        raise Rejected("an input of the witness is not in the domain")
+    before, after = (next(iter(evaluate_balls(certificate.policy, {name: [ball(v) for v in x]}).values())) for x in (first, second))
+    for i, sign in enumerate(problem.signs[:, moved[0]].tolist()):
+        if sign * (after[i] - before[i]) < 0:
+            direction = "falls" if sign > 0 else "rises"
+            what = f"output {i + 1} {direction} when x{moved[0] + 1} rises"
+            return f"the network is not monotone as claimed: {what}, from where x is {_point(first)}"
+    raise Rejected("no output was shown to move against its sign")
 
 
 # --- asymptotically_stable --------------------------------------------------------------------------------------------
@@ -280,6 +305,9 @@ class _Derivatives:
         columns = [self._balls.affine([row[j] for row in x.slopes], weight, None) for j in range(self._seeds)]
         return Jet(self._balls.affine(x.values, weight, bias), [list(row) for row in zip(*columns, strict=True)])
 
+    def implicit(self, x: Jet, weight: np.ndarray, metric: np.ndarray, activation: str) -> Jet:
+        raise Rejected("F was not shown to be differentiable at x*: derivatives of implicit layers are not offered")
+
     def recentre(self, x: Jet, graph: Graph, point: tuple[Fraction, ...], offset: np.ndarray) -> Jet:
         (name,), (output,) = graph.input_sizes, graph.outputs
         there = evaluate(graph, {name: self._balls.constant(point)}, self._balls)[output]
@@ -291,4 +319,5 @@ _REPLAYS: dict[str, Callable[[Certificate, object], str]] = {
     "asymptotically_stable": _is_unstable,
     "forward_invariant": _leaves_set,
     "lipschitz": _stretches,
+    MONOTONE: _moves_against,
 }

@@ -11,8 +11,9 @@ moves in the claimed direction, so it does on the whole segment.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -46,6 +47,11 @@ class Monotone:
     signs: Array
     domain: Domain | None
     remembered: Remembered
+
+    def contains(self, x: Sequence[Fraction]) -> bool:
+        """Whether a point lies in the domain, exactly."""
+        domain = self.domain
+        return domain is None or all(low <= v <= high for low, v, high in zip(domain.low, x, domain.high, strict=True))
 
     def contradicted(self, moves: Moves, inputs: Array) -> Array:
         """Where moves (k, B, m) of outputs when these inputs rise do not rule out the other direction: (k, B, m) booleans."""
