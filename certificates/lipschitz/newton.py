@@ -26,12 +26,13 @@ PENALTY = 1e-12  #: on multipliers: those of units that are constant would grow 
 @dataclass(frozen=True)
 class Multipliers:
     """``shares`` q and multipliers ``values`` of the normalised system, ``gap`` what sum q may exceed the optimum by (numerical),
-    ``steps`` Newton steps."""
+    ``steps`` Newton steps; ``interrupted`` where Ctrl-C ended them."""
 
     shares: Array
     values: Array
     gap: float
     steps: int
+    interrupted: bool = False
 
     @property
     def square(self) -> float:
@@ -60,7 +61,7 @@ def solve(
     """
     deadline = time.monotonic() + seconds
     point = _feasible(system, start(system) if first is None else first)
-    t, steps = system.size / point.square, 0
+    t, steps, interrupted = system.size / point.square, 0, False
     try:
         while steps < MAX_STEPS and time.monotonic() < deadline and point.square > enough:
             steps += 1
@@ -76,8 +77,8 @@ def solve(
                 else:
                     t *= 4.0
     except KeyboardInterrupt:
-        pass
-    return Multipliers(point.shares, point.values, system.size / t, steps)
+        interrupted = True
+    return Multipliers(point.shares, point.values, system.size / t, steps, interrupted)
 
 
 def mixtures(system: System, found: Multipliers) -> Iterator[tuple[Array, Array]]:
