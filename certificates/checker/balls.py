@@ -9,8 +9,10 @@ import numpy as np
 from flint import arb, arb_mat, ctx, fmpq
 
 from lipctrl.certificates.checker.graph import Graph, evaluate
+from lipctrl.certificates.checker.implicit import ImplicitLayer
 
 PRECISION = 192  #: bits
+REFINEMENTS, SWEEPS = 3, 2  #: Newton steps for an implicit layer's solution, about 50 bits each; then intersections with phi(D z + v)
 
 Balls = list[arb]
 
@@ -59,6 +61,10 @@ def _power(x: arb, exponent: int) -> arb:
     while exponent:
         result, base, exponent = result * base if exponent & 1 else result, base * base, exponent >> 1
     return result
+
+
+def _middles(values: Balls) -> np.ndarray:
+    return np.array([float(v.mid()) for v in values])
 
 
 class BallAlgebra:
@@ -153,6 +159,27 @@ class BallAlgebra:
         rows = (arb_mat(1, len(x), [arb(w) for w in row]) for row in weight.tolist())
         products = [(row * column)[0, 0] for row in rows]
         return products if bias is None else self.add(products, [arb(b) for b in bias.tolist()])
+
+    def implicit(self, v: Balls, weight: np.ndarray, metric: np.ndarray, activation: str) -> Balls:
+        """What :mod:`lipctrl.certificates.checker.implicit` proves around a solution that Newton steps have refined."""
+        layer, u = ImplicitLayer(weight, metric, activation), [x.mid() for x in v]
+        y = [arb(a) for a in layer.solver(_middles(u))[0].tolist()]
+
+        def after(z: Balls, entering: Balls) -> Balls:
+            result: Balls = getattr(self, activation)(self.add(self.affine(z, weight, None), entering))
+            return result
+
+        for _ in range(REFINEMENTS):
+            steps = layer.solver.newton(_middles(y), _middles(u), _middles(self.sub(after(y, u), y)))
+            y = [(a + arb(step)).mid() for a, step in zip(y, steps.tolist(), strict=True)]
+        s = after(y, u)
+        miss = self.add(self.affine(self.sub(s, y), weight, None), self.sub(v, u))
+        scale = [arb(w) for w in layer.metric.tolist()]
+        norm = sum((w * e.abs_upper() ** 2 for w, e in zip(scale, miss, strict=True)), arb(0)).sqrt()
+        z = [a + arb(0, 1) * norm / (layer.margin * w.sqrt()) for a, w in zip(s, scale, strict=True)]
+        for _ in range(SWEEPS):
+            z = [a.intersection(b) for a, b in zip(z, after(z, v), strict=True)]
+        return z
 
     def recentre(self, x: Balls, graph: Graph, point: tuple[Fraction, ...], offset: np.ndarray) -> Balls:
         (name,), (output,) = graph.input_sizes, graph.outputs

@@ -24,6 +24,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from lipctrl.certificates.checker.graph import Graph, GraphError, canonical_json, graph_from_json, rational_from_text
+from lipctrl.certificates.checker.implicit import require_well_posed
 from lipctrl.certificates.checker.verdict import Rejected
 
 CERTIFICATE, WEIGHTS, POLICY, PROVENANCE = "certificate.json", "weights.safetensors", "policy.json", "provenance.json"
@@ -32,7 +33,8 @@ MAX_HEADER = 1 << 20  #: bytes of a safetensors header
 MAX_DIRECTORY = 1 << 20  #: bytes of a zip's central directory
 MAX_TOKENS = 2_000_000  #: brackets and commas in one JSON text: bounds the memory that its objects take
 MAX_VALUES = 1_000_000  #: vector entries that one evaluation of a graph computes
-MAX_PRODUCTS = 30_000_000  #: multiplications in affine nodes that one evaluation of a graph computes
+MAX_PRODUCTS = 30_000_000  #: multiplications in affine and implicit nodes that one evaluation of a graph computes
+IMPLICIT_PRODUCTS = 16  #: products with its weight that stand for solving an implicit layer
 MAX_REQUIRES = 8  #: certificates that one certificate may rest on
 EVIDENCE_PREFIX = "evidence/"  #: tensors of a certificate that belong to no graph
 
@@ -341,15 +343,21 @@ def _graph(data: object, tensors: Mapping[str, np.ndarray], what: str) -> Graph:
     values, products = graph_cost(graph)
     if values > MAX_VALUES or products > MAX_PRODUCTS:
         raise Rejected(f"{what} graph: {values} values, {products} products an evaluation, at most {MAX_VALUES}, {MAX_PRODUCTS} allowed")
+    try:
+        require_well_posed(graph)  # whatever a certificate says about a graph, the graph must mean something
+    except GraphError as error:
+        raise Rejected(f"{what} graph: {error}") from error
     return graph
 
 
 def graph_cost(graph: Graph) -> tuple[int, int]:
-    """(vector entries, products in affine nodes) that one evaluation computes; a recentred graph counts twice."""
+    """(vector entries, products in affine and implicit nodes) that one evaluation computes; a recentred graph counts twice."""
     values, products = sum(graph.sizes), 0
     for node in graph.nodes:
         if node.op == "affine":
             products += graph.tensors[node.attributes["weight"]].size
+        elif node.op == "implicit":
+            products += IMPLICIT_PRODUCTS * graph.tensors[node.attributes["weight"]].size
         elif node.op == "recentre":
             inner = graph_cost(node.attributes["graph"])
             values, products = values + 2 * inner[0], products + 2 * inner[1]

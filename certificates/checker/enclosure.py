@@ -20,6 +20,7 @@ from flint import arb
 from lipctrl.certificates.checker import intervals as iv
 from lipctrl.certificates.checker.balls import evaluate_balls
 from lipctrl.certificates.checker.graph import Graph, evaluate
+from lipctrl.certificates.checker.implicit import ImplicitLayer
 from lipctrl.certificates.checker.intervals import Array, Interval
 
 HALF = iv.point(np.array(0.5))
@@ -148,22 +149,13 @@ class EnclosureAlgebra:
         return self._scalar(x, _erf, lambda v: iv.from_balls([2 / arb.pi().sqrt()]) * _exp(-iv.integer_power(v, 2)))
 
     def tanh(self, x: Enclosed) -> Enclosed:
-        def quotients(v: Interval) -> Interval:
-            y = iv.tanh(v)
-            ends = (ONE - y) * (ONE + y)
-            return _clamped(ends, 0.0, 1.0)
-
-        return self._scalar(x, iv.tanh, quotients)
+        return self._scalar(x, *SCALARS["tanh"])
 
     def sigmoid(self, x: Enclosed) -> Enclosed:
-        def quotients(v: Interval) -> Interval:
-            y = iv.sigmoid(v)
-            return _clamped(y * (ONE - y), 0.0, 0.25)
-
-        return self._scalar(x, iv.sigmoid, quotients)
+        return self._scalar(x, *SCALARS["sigmoid"])
 
     def softplus(self, x: Enclosed) -> Enclosed:
-        return self._scalar(x, iv.softplus, iv.sigmoid)
+        return self._scalar(x, *SCALARS["softplus"])
 
     def silu(self, x: Enclosed) -> Enclosed:
         def quotients(v: Interval) -> Interval:
@@ -190,7 +182,7 @@ class EnclosureAlgebra:
         return self._scalar(x, function, lambda v: _step(v, -1.0, 1.0))
 
     def relu(self, x: Enclosed) -> Enclosed:
-        return self._scalar(x, lambda v: Interval(np.maximum(v.low, 0), np.maximum(v.high, 0)), lambda v: _step(v, 0.0, 1.0))
+        return self._scalar(x, *SCALARS["relu"])
 
     def leaky_relu(self, x: Enclosed, slope: Fraction) -> Enclosed:
         a = iv.from_fractions((slope,))
@@ -265,6 +257,14 @@ class EnclosureAlgebra:
             _join([_slope_or_zero(p, total, batch) for p in parts]) if total else None,
         )
 
+    def implicit(self, x: Enclosed, weight: Array, metric: Array, activation: str) -> Enclosed:
+        layer = self._remembered(ImplicitLayer, weight, metric, activation)
+        function, quotients = SCALARS[activation]
+        value, centre, slope = layer.enclose(x.value, function), layer.enclose(x.centre, function), None
+        if x.slope is not None:
+            slope = layer.enclose_slopes(x.slope, quotients(iv.affine(value, layer.weight, None) + x.value))
+        return self._tightened(value, centre, slope)
+
     def recentre(self, x: Enclosed, graph: Graph, point: tuple[Fraction, ...], offset: Array) -> Enclosed:
         (name,), (output,) = graph.input_sizes, graph.outputs
         inner: Enclosed = evaluate(graph, {name: x}, self)[output]
@@ -293,6 +293,30 @@ def _clamped(v: Interval, low: float, high: float) -> Interval:
 def _step(v: Interval, left: float, right: float) -> Interval:
     """Difference quotients of a function with slope ``left`` < ``right`` on either side of 0."""
     return Interval(np.where(v.low >= 0, right, left), np.where(v.high <= 0, left, right))
+
+
+def _relu(v: Interval) -> Interval:
+    return Interval(np.maximum(v.low, 0), np.maximum(v.high, 0))
+
+
+def _tanh_quotients(v: Interval) -> Interval:
+    y = iv.tanh(v)
+    ends = (ONE - y) * (ONE + y)
+    return _clamped(ends, 0.0, 1.0)
+
+
+def _sigmoid_quotients(v: Interval) -> Interval:
+    y = iv.sigmoid(v)
+    return _clamped(y * (ONE - y), 0.0, 0.25)
+
+
+#: Ranges and difference quotients of the activations that implicit layers may have.
+SCALARS: dict[str, tuple[Scalar, Scalar]] = {
+    "relu": (_relu, lambda v: _step(v, 0.0, 1.0)),
+    "sigmoid": (iv.sigmoid, _sigmoid_quotients),
+    "softplus": (iv.softplus, iv.sigmoid),
+    "tanh": (iv.tanh, _tanh_quotients),
+}
 
 
 def _maximum(x: Interval, y: Interval) -> Interval:

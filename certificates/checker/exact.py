@@ -9,6 +9,7 @@ from math import isqrt, lcm
 import numpy as np
 
 from lipctrl.certificates.checker.graph import Graph, evaluate
+from lipctrl.certificates.checker.implicit import margin
 
 MAX_BITS = 16_384  #: of a numerator or denominator
 MAX_TOTAL_BITS = 1 << 29  #: of all numerators and denominators that one evaluation computes: well under a minute
@@ -170,6 +171,12 @@ class ExactAlgebra:
         whole = [v.numerator * (scale // v.denominator) for v in x]
         self._spend(weight.size * (1 + max(w.bit_length() for w in whole) // 16))
         return self._bounded(_dot(row, whole) / scale + b for row, b in zip(weight, offset, strict=True))
+
+    def implicit(self, x: Vector, weight: np.ndarray, metric: np.ndarray, activation: str) -> Vector:
+        margin(weight, metric)  # only then there is one solution
+        if any(x) or activation not in ("relu", "tanh"):
+            raise Inexact("implicit has no known rational value here")
+        return x
 
     def recentre(self, x: Vector, graph: Graph, point: Vector, offset: np.ndarray) -> Vector:
         (name,), (output,), size = graph.input_sizes, graph.outputs, len(offset)

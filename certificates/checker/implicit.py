@@ -16,7 +16,7 @@ that leaves to each coordinate, any approximation y gives an enclosure. Likewise
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
@@ -28,10 +28,11 @@ from lipctrl.certificates.checker.graph import Graph, GraphError
 from lipctrl.certificates.checker.intervals import UNIT, Array, Interval, UnsafeArithmetic, affine, down, point, up
 
 MAX_UNITS = 1024  #: of an implicit layer
-MAX_LAYERS = 64  #: implicit layers in a graph with different weights
+LEAST_MARGIN = 2.0**-100  #: smaller ones are not looked for
 SWEEPS = 8  #: of interval iteration after the first enclosure
 SPLITTINGS = 40  #: steps of the splitting between two looks at the residual
-MAX_TURNS = 50
+TURNS = 8  #: looks, where the solution is only an approximation to begin a proof with
+MAX_TURNS = 50  #: looks, where it is the answer
 MAX_FLOATS = 1 << 22  #: in the matrices of Newton steps at one time
 
 _SHARES = (1 - 2.0**-24, 1 - 2.0**-10, 0.5)  #: of the estimated margin: what is tried to be proved
@@ -39,19 +40,11 @@ _SHARES = (1 - 2.0**-24, 1 - 2.0**-10, 0.5)  #: of the estimated margin: what is
 
 def require_well_posed(graph: Graph) -> None:
     """Raises GraphError where an implicit layer of the graph, or of a graph inside it, is not proved to be well-posed."""
-    layers = {(node.attributes["weight"], node.attributes["metric"]) for node in _implicit_nodes(graph)}
-    if len(layers) > MAX_LAYERS:
-        raise GraphError(f"the graph has {len(layers)} implicit layers, at most {MAX_LAYERS} are accepted")
-    for weight, metric in sorted(layers):
-        margin(graph.tensors[weight], graph.tensors[metric])
-
-
-def _implicit_nodes(graph: Graph) -> Iterator[Any]:
     for node in graph.nodes:
         if node.op == "implicit":
-            yield node
+            margin(*(graph.tensors[node.attributes[key]] for key in ("weight", "metric")))
         elif node.op == "recentre":
-            yield from _implicit_nodes(node.attributes["graph"])
+            require_well_posed(node.attributes["graph"])
 
 
 def margin(weight: Array, metric: Array) -> float:
@@ -73,7 +66,7 @@ def _margin(weight_bytes: bytes, metric_bytes: bytes) -> float:
             scaled = root[:, None] * weight / root
             least = 1 - float(np.linalg.eigvalsh((scaled + scaled.T) / 2)[-1])
             for share in _SHARES:
-                if least * share > 0 and _is_margin(weight, metric, least * share):
+                if least * share > LEAST_MARGIN and _is_margin(weight, metric, least * share):
                     return least * share
     except (np.linalg.LinAlgError, OutOfRange, UnsafeArithmetic) as error:
         raise GraphError(f"an implicit layer is not proved to be well-posed: {error}") from error
@@ -100,7 +93,7 @@ class ImplicitLayer:
 
     def __init__(self, weight: Array, metric: Array, activation: str) -> None:
         self.weight, self.metric = weight.astype(np.float64), metric.astype(np.float64)
-        self.margin, self.solve = margin(weight, metric), FixedPoint(weight, activation)
+        self.margin, self.solver = margin(weight, metric), FixedPoint(weight, activation, TURNS)
 
     def reach(self, miss: Array) -> Array:
         """For |e_i| <= ``miss`` (..., n): what |e| / kappa leaves to each coordinate, rounded up."""
@@ -113,7 +106,7 @@ class ImplicitLayer:
     def enclose(self, v: Interval, phi: Callable[[Interval], Interval]) -> Interval:
         """Intervals (B, n) that hold z for every v in (B, n); ``phi`` encloses the activation. NaN where nothing is known."""
         centre, radius = v.centre_radius()
-        y = point(self.solve(centre)[0])
+        y = point(self.solver(centre)[0])
         s = phi(affine(y, self.weight, None) + point(centre))
         far = self.reach(up(affine(s - y, self.weight, None).magnitude + radius))
         z = Interval(down(s.low - far), up(s.high + far))
@@ -146,8 +139,8 @@ _FLOATS: dict[str, tuple[Callable[[Array], Array], Callable[[Array], Array]]] = 
 class FixedPoint:
     """Approximate solutions in float64, of which nothing is proved: the splitting above, polished by Newton steps."""
 
-    def __init__(self, weight: Array, activation: str) -> None:
-        self.weight = weight.astype(np.float64)
+    def __init__(self, weight: Array, activation: str, turns: int = MAX_TURNS) -> None:
+        self.weight, self.turns = weight.astype(np.float64), turns
         self.phi, self.derivative = _FLOATS[activation]
         self.resolvent = np.linalg.inv(2 * np.eye(len(weight)) - self.weight)
 
@@ -160,7 +153,7 @@ class FixedPoint:
         result, left = np.full_like(v, np.nan), np.flatnonzero(np.isfinite(v).all(-1))
         y = v[left]
         with np.errstate(all="ignore"):
-            for _ in range(MAX_TURNS):
+            for _ in range(self.turns):
                 if not left.size:
                     break
                 y = self._split(y, v[left])

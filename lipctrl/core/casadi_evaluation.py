@@ -10,9 +10,13 @@ import casadi
 import numpy as np
 
 from lipctrl.certificates.checker.graph import Graph
+from lipctrl.certificates.checker.implicit import FixedPoint
 from lipctrl.core.compilation import compile_steps
 from lipctrl.core.errors import InputError
 from lipctrl.core.rationals import floats
+
+CASADI_STEPS = 100  #: splitting steps for an implicit layer
+CASADI_RESIDUAL = 1e-9  #: of its solution, relative, at most
 
 Expression = Any  #: a column of type casadi.SX, casadi.MX or casadi.DM
 
@@ -134,6 +138,29 @@ class CasadiOperations:
     def group_sort(self, group_size: int) -> Callable[[Expression], Expression]:
         """Ascending inside consecutive groups; a leftover group is smaller."""
         return lambda x: casadi.vertcat(*(_sorted(x[i : min(i + group_size, x.shape[0])]) for i in range(0, x.shape[0], group_size)))
+
+    def implicit(self, weight: np.ndarray, metric: np.ndarray, activation: str) -> Callable[[Expression], Expression]:
+        """z = activation(weight z + x): splitting steps, then Newton's method, whose derivatives are those of the solution.
+
+        NaN where these have not solved it. The function raises InputError for SX, which has no root finder: use MX.
+        """
+        size, phi = len(metric), getattr(self, activation)
+        matrix, resolvent = (casadi.DM(m) for m in (weight.astype(np.float64), FixedPoint(weight, activation).resolvent))
+        y, z, v = (casadi.MX.sym(name, size) for name in "yzv")
+        reflected = 2 * phi(y) - y
+        step = casadi.Function("step", [y, v], [2 * casadi.mtimes(resolvent, reflected + v) - reflected]).fold(CASADI_STEPS)
+        miss = casadi.Function("miss", [z, v], [phi(casadi.mtimes(matrix, z) + v) - z])
+        root = casadi.rootfinder("root", "newton", miss, {"abstol": 1e-13, "error_on_fail": False})
+
+        def apply(x: Expression) -> Expression:
+            if isinstance(x, casadi.SX):
+                raise InputError("an implicit layer has no SX expression: use casadi.MX.sym")
+            solution = root(phi(step(x, casadi.repmat(x, 1, CASADI_STEPS))), x)
+            scale = 1 + casadi.norm_inf(x) + casadi.norm_inf(solution)
+            solved = casadi.norm_inf(miss(solution, x)) <= CASADI_RESIDUAL * scale
+            return solution + casadi.if_else(solved, 0, casadi.nan)
+
+        return apply
 
     def recentre(self, graph: Graph, point: tuple[Fraction, ...], offset: np.ndarray) -> Callable[[Expression], Expression]:
         """The inner graph minus the stored offset."""

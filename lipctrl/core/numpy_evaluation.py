@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from lipctrl.certificates.checker.graph import Graph
+from lipctrl.certificates.checker.implicit import FixedPoint
 from lipctrl.core.compilation import compile_steps
-from lipctrl.core.errors import InputError
+from lipctrl.core.errors import InputError, LipctrlError
 from lipctrl.core.rationals import floats
 
 Array = Any  #: a NumPy array of the chosen dtype
@@ -158,6 +159,21 @@ class NumpyOperations:
     def group_sort(self, group_size: int) -> Callable[[Array], Array]:
         """Ascending inside consecutive groups; a leftover group is smaller."""
         return lambda x: _group_sort(x, group_size)
+
+    def implicit(self, weight: Array, metric: Array, activation: str) -> Callable[[Array], Array]:
+        """z = activation(weight z + x), solved in float64 from the given floats and then rounded to the dtype.
+
+        The function raises LipctrlError where the iteration does not reach rounding errors; rows that are not finite give NaN.
+        """
+        solver = FixedPoint(weight, activation)
+
+        def apply(x: Array) -> Array:
+            z, converged = solver(x)
+            if not converged:
+                raise LipctrlError("an implicit layer could not be solved: its iteration did not converge")
+            return z.astype(self.dtype)
+
+        return apply
 
     def recentre(self, graph: Graph, point: tuple[Fraction, ...], offset: Array) -> Callable[[Array], Array]:
         """The inner graph minus the stored offset."""

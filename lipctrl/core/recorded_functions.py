@@ -13,7 +13,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from lipctrl.certificates.checker.graph import ELEMENTWISE
+from lipctrl.certificates.checker.graph import ELEMENTWISE, IMPLICIT_ACTIVATIONS, GraphError
+from lipctrl.certificates.checker.implicit import margin
 from lipctrl.core.rationals import rational
 from lipctrl.core.symbols import FUNCTIONS, Scalar, Symbol, Tape, Vector, combine, detached, elementwise, refuse, tape_of
 
@@ -272,3 +273,28 @@ def group_sort(value: Any, group_size: int = 2) -> Symbol:
     if isinstance(value, Scalar) or not isinstance(value, Symbol):
         refuse("group_sort of something that is not a vector symbol", "give it a vector")
     return Vector(value.tape, value.tape.node("group_sort", (value.index,), value.tape.sizes[value.index], group_size=group_size))
+
+
+def implicit(weight: Any, value: Any, activation: str = "relu", metric: Any = None) -> Symbol:
+    """The z with z = activation(weight z + value), an implicit (equilibrium) layer; slopes of the activation are in [0, 1].
+
+    ``weight`` D (n, n) is a float matrix, ``value`` a vector symbol of length n, ``metric`` (n,) positive floats L, ones if left out,
+    with 2 diag(L) - diag(L) D - D^T diag(L) positive definite: then z exists and is the only one, and the checker proves that before
+    it accepts anything about the graph. Raises RecordingError where sizes or the activation do not fit, or it is not so.
+    """
+    if isinstance(value, Scalar) or not isinstance(value, Symbol):
+        refuse("an implicit layer of something that is not a vector symbol", "give it a vector")
+    matrix, size = np.asarray(detached(weight)), value.tape.sizes[value.index]
+    scale = np.ones(size) if metric is None else np.asarray(detached(metric))
+    shapes = matrix.shape, scale.shape
+    if value.tape.exact or any(array.dtype not in (np.float32, np.float64) for array in (matrix, scale)):
+        refuse("an implicit layer with weights that are not float arrays, or in an exact graph", "give float arrays, without exact=True")
+    if shapes != ((size, size), (size,)) or activation not in IMPLICIT_ACTIVATIONS:
+        expected = f"expected shapes {(size, size)} and {(size,)} and one of {', '.join(IMPLICIT_ACTIVATIONS)}"
+        refuse(f"an implicit layer with weight {shapes[0]}, metric {shapes[1]} and activation {activation!r}", expected)
+    try:
+        margin(matrix, scale)
+    except GraphError as error:
+        refuse(str(error), "give a metric that shows it, or a smaller weight")
+    names = {"weight": value.tape.tensor(matrix), "metric": value.tape.tensor(scale)}
+    return Vector(value.tape, value.tape.node("implicit", (value.index,), size, activation=activation, **names))

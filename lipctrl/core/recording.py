@@ -12,10 +12,10 @@ import numpy as np
 
 from lipctrl.certificates.checker.graph import Graph
 from lipctrl.core.rationals import rationals
-from lipctrl.core.recorded_functions import group_sort  # the import fills the table of functions
+from lipctrl.core.recorded_functions import group_sort, implicit  # the import fills the table of functions
 from lipctrl.core.symbols import RecordingError, Symbol, Tape, Vector, tape_of
 
-__all__ = ["RecordingError", "RecordingWarning", "group_sort", "inline", "recentre", "record"]
+__all__ = ["RecordingError", "RecordingWarning", "group_sort", "implicit", "inline", "recentre", "record"]
 
 
 class RecordingWarning(UserWarning):

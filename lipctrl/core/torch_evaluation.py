@@ -14,6 +14,7 @@ from torch.nn import functional
 from lipctrl.certificates.checker.graph import Graph
 from lipctrl.core.compilation import compile_steps
 from lipctrl.core.errors import InputError
+from lipctrl.core.fixed_point import implicit_layer
 from lipctrl.core.rationals import floats
 
 
@@ -121,6 +122,11 @@ class TorchOperations:
     def group_sort(self, group_size: int) -> Callable[[Tensor], Tensor]:
         """Ascending inside consecutive groups; a leftover group is smaller."""
         return lambda x: _group_sort(x, group_size)
+
+    def implicit(self, weight: np.ndarray, metric: np.ndarray, activation: str) -> Callable[[Tensor], Tensor]:
+        """z = activation(weight z + x), with gradients by the implicit function theorem."""
+        matrix = self._tensor(weight)
+        return lambda x: implicit_layer(matrix, x, activation)
 
     def recentre(self, graph: Graph, point: tuple[Fraction, ...], offset: np.ndarray) -> Callable[[Tensor], Any]:
         """The inner graph minus the stored offset."""

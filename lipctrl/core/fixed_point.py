@@ -1,0 +1,104 @@
+"""Implicit layers in torch: solved by splitting and Newton steps, differentiated by the implicit function theorem."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lipctrl.core.errors import LipctrlError
+
+SPLITTINGS = 40  #: steps between two looks at the residual
+TURNS = 50  #: looks
+NEWTON_STEPS = 3
+
+
+def _softplus(w: Tensor) -> Tensor:
+    return torch.logaddexp(w, torch.zeros((), dtype=w.dtype, device=w.device))
+
+
+_ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
+    "relu": (torch.relu, lambda w: (w > 0).to(w.dtype)),
+    "sigmoid": (torch.sigmoid, lambda w: torch.sigmoid(w) * torch.sigmoid(-w)),
+    "softplus": (_softplus, torch.sigmoid),
+    "tanh": (torch.tanh, lambda w: 1 - torch.tanh(w) ** 2),
+}  #: functions and their derivatives
+
+
+def implicit_layer(weight: Tensor, operand: Tensor, activation: str) -> Tensor:
+    """The z (..., n) with z = activation(``weight`` z + ``operand``), for ``operand`` (..., n); rows that are not finite give NaN.
+
+    ``weight`` D (n, n) is well-posed, as it is where 2 L - L D - D^T L is positive definite for some positive diagonal L. Gradients
+    flow to both, once. The splitting is that of :mod:`lipctrl.certificates.checker.implicit`, in the dtype and on the device of
+    ``operand``. Raises LipctrlError where it does not converge to rounding errors.
+    """
+    result: Tensor = _Implicit.apply(weight, operand, activation)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _Implicit(torch.autograd.Function):
+    """With slopes S at the solution, dz = (I - S D)^-1 S (dD z + dv)."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, operand: Tensor, activation: str) -> Tensor:
+        rows = operand.reshape(-1, operand.shape[-1])
+        z = _solved(weight, torch.where(torch.isfinite(rows).all(-1, keepdim=True), rows, 0.0), activation)
+        slopes = _ACTIVATIONS[activation][1](z @ weight.mT + rows)
+        z = torch.where(torch.isfinite(rows).all(-1, keepdim=True), z, torch.nan)
+        ctx.save_for_backward(weight, z, slopes)
+        return z.reshape(operand.shape)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+        weight, z, slopes = ctx.saved_tensors
+        rows = gradient.reshape(z.shape)
+        system = _system(weight, slopes).mT
+        at_operand = slopes * torch.linalg.solve(system, rows[..., None])[..., 0]
+        return at_operand.mT @ z, at_operand.reshape(gradient.shape), None
+
+
+def _system(weight: Tensor, slopes: Tensor) -> Tensor:
+    """I - S D for each row, (rows, n, n)."""
+    return torch.eye(len(weight), dtype=weight.dtype, device=weight.device) - slopes[..., None] * weight
+
+
+def _solved(weight: Tensor, v: Tensor, activation: str) -> Tensor:
+    phi, _ = _ACTIVATIONS[activation]
+    identity = torch.eye(len(weight), dtype=weight.dtype, device=weight.device)
+    resolvent = torch.linalg.inv(2 * identity - weight).mT
+    y = v
+    for _ in range(TURNS):
+        for _ in range(SPLITTINGS):
+            reflected = 2 * phi(y) - y
+            y = 2 * ((reflected + v) @ resolvent) - reflected
+        z, converged = _polished(weight, phi(y), v, activation)
+        if converged:
+            return z
+    raise LipctrlError("an implicit layer could not be solved: its iteration did not converge")
+
+
+def _polished(weight: Tensor, z: Tensor, v: Tensor, activation: str) -> tuple[Tensor, bool]:
+    """Better solutions by Newton steps where they help, and whether all are as good as rounding allows."""
+    phi, derivative = _ACTIVATIONS[activation]
+    miss, done = _miss(weight, z, v, phi)
+    for _ in range(NEWTON_STEPS):
+        if bool(done.all()):
+            break
+        left = torch.nonzero(~done)[:, 0]
+        system = _system(weight, derivative(z[left] @ weight.mT + v[left]))
+        better = z[left] + torch.linalg.solve_ex(system, miss[left][..., None])[0][..., 0]
+        after, good = _miss(weight, better, v[left], phi)
+        closer = after.abs().amax(-1) < miss[left].abs().amax(-1)
+        z, miss, done = z.clone(), miss.clone(), done.clone()
+        z[left[closer]], miss[left[closer]], done[left[closer]] = better[closer], after[closer], good[closer]
+    return z, bool(done.all())
+
+
+def _miss(weight: Tensor, z: Tensor, v: Tensor, phi: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    """phi(D z + v) - z, and whether it is a matter of rounding."""
+    miss = phi(z @ weight.mT + v) - z
+    scale = (v.abs() + z.abs() @ weight.abs().mT + z.abs()).amax(-1)
+    return miss, miss.abs().amax(-1) <= 16 * torch.finfo(v.dtype).eps * scale
