@@ -158,7 +158,7 @@ class CasadiOperations:
             solution = root(phi(step(x, casadi.repmat(x, 1, CASADI_STEPS))), x)
             scale = 1 + casadi.norm_inf(x) + casadi.norm_inf(solution)
             solved = casadi.norm_inf(miss(solution, x)) <= CASADI_RESIDUAL * scale
-            return solution + casadi.if_else(solved, 0, casadi.nan)
+            return solution + casadi.if_else(solved, 0, casadi.DM.nan())
 
         return apply
 
