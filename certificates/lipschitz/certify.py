@@ -23,6 +23,7 @@ from lipctrl.certificates.lipschitz.patterns import pattern_floor
 from lipctrl.certificates.lipschitz.problem import Problem, read_problem
 from lipctrl.certificates.lipschitz.records import LipschitzCertificate, UpperBound
 from lipctrl.certificates.lipschitz.system import System, build_system
+from lipctrl.certificates.lipschitz.vertex_splits import bound_by_vertices
 from lipctrl.certificates.lipschitz.windows import WINDOW_ORDER, bound_by_windows
 from lipctrl.certificates.lipschitz.witness import find_witness
 from lipctrl.core.errors import InputError, LipctrlError
@@ -31,6 +32,8 @@ from lipctrl.nn.proof import ELSEWHERE
 
 MAX_NEWTON_ORDER = 1500  #: variables beyond which multipliers are sought in stages, or window by window
 PARTS_TOLERANCE = 1e-3  #: of each stage or window there
+NEAR = 1.1  #: bounds up to so many times the floor are near enough, unless splits are asked for
+SPLITS, SPLIT_ORDER = 32, 100  #: splits for others, and the greatest number of variables that is worth it
 
 
 class HasGraph(Protocol):
@@ -50,6 +53,7 @@ def certify_lipschitz(
     output_scale: Any = None,
     multipliers: Sequence[Array] | None = None,
     tolerance: float = 1e-6,
+    splits: int | None = None,
     witness: bool = True,
     seed: int = 0,
     progress: Progress = no_progress,
@@ -59,7 +63,9 @@ def certify_lipschitz(
     ``norm`` is ``"l2"`` or ``"linf"``, of inputs and outputs alike. The upper bound is the smaller of the product of norms (or
     of absolute values) along the network and the best bound that one multiplier for each unit (or sorted group) proves, sought to
     the relative ``tolerance`` in its square; ``multipliers`` for l2 that are known, in the form of
-    ``LipschitzMLP.multipliers()``, save that search. Networks of more than MAX_NEWTON_ORDER variables are searched in parts, and
+    ``LipschitzMLP.multipliers()``, save that search. At most ``splits`` times the slope of a unit is then split into its two ends, as
+    long as the bound is more than ``tolerance`` above the floor; without a number, only where it is 10 % above in a network of at
+    most SPLIT_ORDER variables. Networks of more than MAX_NEWTON_ORDER variables are searched in parts, and
     the parts' multipliers proved together or, where even that is too large, one by one. Whatever comes back was accepted by the
     checker's code, on the graph read back from its file form. Without scales the bound is in physical units; with them
     |S_out (f(x) - f(y))| <= bound |S_in (x - y)|, positive numbers, one for each coordinate or one for all.
@@ -72,9 +78,14 @@ def certify_lipschitz(
     problem = read_problem(given if isinstance(given, Graph) else given(), norm, input_scale, output_scale)
     if multipliers is not None and norm != "l2":
         raise InputError(f"multipliers are known for the norm 'l2' only, got norm {norm!r}")
-    restarts = 100 if sum(problem.network.variables) <= MAX_NEWTON_ORDER else 10
+    if splits is not None and not (isinstance(splits, int) and splits >= 0):
+        raise InputError(f"splits is {splits!r}, expected a whole number that is not negative")
+    order = sum(problem.network.variables)
+    restarts = 1000 if order <= SPLIT_ORDER else 100 if order <= MAX_NEWTON_ORDER else 10
     floor = pattern_floor(problem.network, problem.scale_in, problem.scale_out, norm, restarts, seed)
     upper = _upper_bound(problem, multipliers, tolerance, floor, progress)
+    if multipliers is None or splits is not None:
+        upper = _at_vertices(problem, upper, splits, tolerance, floor, progress)
     progress(0.9, f"upper bound {rounded_up(upper.value)}, looking for a witness", upper)
     lower = None
     if witness:
@@ -105,6 +116,21 @@ def _upper_bound(problem: Problem, multipliers: Sequence[Array] | None, toleranc
     if best is None:
         raise LipctrlError("no Lipschitz bound of this network could be proved: its weights are too large, too small or too many")
     return best
+
+
+def _at_vertices(problem: Problem, known: UpperBound, splits: int | None, tolerance: float, floor: float, progress: Progress) -> UpperBound:
+    """The known bound, or a smaller one after splits."""
+    goal = floor * (1 + tolerance)
+    interrupted = known.gap is not None and known.gap > tolerance
+    if splits == 0 or interrupted or not known.value > (goal if splits is not None else NEAR * floor) > 0:
+        return known
+    count, order = (SPLITS, SPLIT_ORDER) if splits is None else (splits, MAX_NEWTON_ORDER)
+
+    def report(done: int, bound: float) -> None:
+        progress(0.8 + 0.1 * done / count, f"bound {rounded_up(bound)} after {done} splits (not yet proved)", known)
+
+    found = bound_by_vertices(problem, count, order, goal, tolerance, report)
+    return known if found is None or known.value <= found.value else found
 
 
 def _multiplied(

@@ -86,10 +86,18 @@ def _first(system: System) -> Array:
 
 
 def balanced_multipliers(system: System) -> Array:
-    """Multipliers |J| c / b for units that move the output by c and may leave their middle slope by b, J the gain at middle slopes.
+    """Multipliers |J| c / b for units that move the output by c and may leave their middle slope by b, see :func:`moves`.
 
     Each unit adds about lambda b^2 + |J|^2 c^2 / lambda to the square of the bound, where slopes are narrow.
     """
+    gain, b, c = moves(system)
+    multipliers: Array = (gain or 1.0) * np.maximum(c, 1e-9 * c.max(initial=1e-300)) / np.maximum(b, 1e-9 * b.max(initial=1e-300))
+    return multipliers
+
+
+def moves(system: System) -> tuple[float, Array, Array]:
+    """|J|, J the gain where every unit has its middle slope, and for each unit there: how far an input may bring it from that slope,
+    and how far it moves the output."""
     n, middle, half = system.inputs, 0.5 * (system.low + system.high), 0.5 * (system.high - system.low)
     inputs, units = system.rows[:, :n], system.rows[:, n:]
     triangle = np.eye(len(units)) - middle[:, None] * units
@@ -97,6 +105,4 @@ def balanced_multipliers(system: System) -> Array:
     entering = inputs + units @ moved
     leaving = solve_triangular(triangle, system.output[:, n:].T, lower=True, trans=1).T
     gain = float(np.linalg.norm(system.output[:, :n] + system.output[:, n:] @ moved, 2))
-    b, c = half * np.linalg.norm(entering, axis=1), np.linalg.norm(leaving, axis=0)
-    multipliers: Array = (gain or 1.0) * np.maximum(c, 1e-9 * c.max(initial=1e-300)) / np.maximum(b, 1e-9 * b.max(initial=1e-300))
-    return multipliers
+    return gain, half * np.linalg.norm(entering, axis=1), np.linalg.norm(leaving, axis=0)

@@ -31,7 +31,7 @@ def rounded_down(value: float, digits: int = 6) -> str:
 class UpperBound:
     """|f(x) - f(y)| <= ``value`` |x - y| for all x, y: ``claim`` and ``evidence`` are what the checker accepted in this process.
 
-    ``method`` is ``"norm-product"``, ``"absolute-product"`` (linf), ``"multipliers"`` or ``"windows"``. ``gap`` is how far,
+    ``method`` is ``"norm-product"``, ``"absolute-product"`` (linf), ``"multipliers"``, ``"windows"`` or ``"vertices"``. ``gap`` is how far,
     relatively, the value may lie above the best that multipliers can prove, by the solver's own account (``numerical``), or ``None``.
     """
 

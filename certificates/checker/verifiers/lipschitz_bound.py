@@ -16,7 +16,8 @@ holds in l2. For linf each output has a form of its own, with sum_k share_k (S_i
 lambda and the shares; slopes, weights and scales come from the graph.
 
 ``windows``, for large networks in l2: signals at which nothing goes around cut the network into parts, each with a bound and
-evidence of its own between weighted norms at its ends, and the product of their bounds is at most the bound.
+evidence of its own between weighted norms at its ends, and the product of their bounds is at most the bound. ``vertices``, for
+small ones: see :mod:`lipctrl.certificates.checker.vertices`.
 """
 
 from __future__ import annotations
@@ -42,12 +43,13 @@ from lipctrl.certificates.checker.definite import (
     is_semidefinite,
     require_ieee_products,
 )
-from lipctrl.certificates.checker.graph import Graph
+from lipctrl.certificates.checker.graph import Graph, GraphError
 from lipctrl.certificates.checker.increments import Unrolled, multiplier_form, scaled_output, unroll
 from lipctrl.certificates.checker.intervals import Array, UnsafeArithmetic
 from lipctrl.certificates.checker.network import Network, read_network
 from lipctrl.certificates.checker.products import absolute_product, norm_product, require_little
 from lipctrl.certificates.checker.slopes import enclose
+from lipctrl.certificates.checker.sorts import without_sorts
 from lipctrl.certificates.checker.verdict import Rejected, Verdict, verified
 from lipctrl.certificates.checker.windows import leaving_scale, window
 
@@ -98,10 +100,15 @@ def prove_lipschitz(graph: Graph, claim: Mapping[str, Any], evidence: Mapping[st
     try:
         require_ieee_products(256)  # before any weight is read: a mode that flushes subnormals changes them
         with np.errstate(all="ignore"):  # what overflows or is NaN is refused, in silence
+            prove = prove_network
+            if evidence.get("method") == "vertices":
+                from lipctrl.certificates.checker.vertices import prove_vertices  # which proves its leaves by this module
+
+                prove, graph = prove_vertices, without_sorts(graph)
             network = read_network(graph)
             scales = scale_of_norm(table["input_scale"], network.inputs), scale_of_norm(table["output_scale"], network.outputs)
-            prove_network(network, table["norm"], *effective_scales(network, *scales), bound, evidence)
-    except (UnsafeArithmetic, OutOfRange) as error:
+            prove(network, table["norm"], *effective_scales(network, *scales), bound, evidence)
+    except (UnsafeArithmetic, OutOfRange, GraphError) as error:
         raise Rejected(str(error)) from error
     return bound
 
