@@ -92,14 +92,14 @@ class HalvedAlgebra(LocalAlgebra):
     def __init__(self, cells: Cells, half_lines: Sequence[HalfLine], ends: Pass, margins: Margins, remembered: Remembered) -> None:
         super().__init__(cells, remembered)
         self.margins = margins
-        self._half_lines, self._ends = half_lines, ends
+        self.half_lines, self.ends = half_lines, ends
         self._missing = set(range(len(half_lines)))
 
     def whole(self, graph: Graph) -> LocalSlopes:
         """The pass. Raises NoPoint, or Rejected where a half-line is no finite statement about the leaf."""
         output = self.run(graph, entering(self._cells), ())
         if self._missing:
-            raise Rejected(f"the split tree splits by node {self._half_lines[min(self._missing)].place}, which the output does not rest on")
+            raise Rejected(f"the split tree splits by node {self.half_lines[min(self._missing)].place}, which the output does not rest on")
         return LocalSlopes(output, self.nodes)
 
     def _scalar(self, x: Enclosed, function: Scalar, quotients: Scalar) -> Local:
@@ -109,7 +109,7 @@ class HalvedAlgebra(LocalAlgebra):
         """What enters the node in hand, in the leaf."""
         n = x.value.low.shape[1]
         low, high = x.value.low.copy(), x.value.high.copy()
-        for number, half in enumerate(self._half_lines):
+        for number, half in enumerate(self.half_lines):
             if half.place != self._place:
                 continue
             self._note(number, half, x)
@@ -117,8 +117,8 @@ class HalvedAlgebra(LocalAlgebra):
                 low[0, half.index] = np.maximum(low[0, half.index], half.threshold)
             else:
                 high[0, half.index] = np.minimum(high[0, half.index], half.threshold)
-        if self._place in self._ends:
-            ends = self._ends[self._place]
+        if self._place in self.ends:
+            ends = self.ends[self._place]
             most, upper = self._most(x, n, ends), ends.sign > 0
             np.minimum.at(high[0], ends.index[upper], most[upper])
             np.maximum.at(low[0], ends.index[~upper], -most[~upper])

@@ -171,11 +171,12 @@ class Search:
         self.rates[careful] = rate if known is None else 0.7 * known + 0.3 * rate
 
     def promise(self, lower: float, seconds: float) -> float:
-        """The bound to be expected after so many more seconds: its excess falls like the width of equal cells, one k-th root of time."""
-        if not self.seconds or not math.isfinite(self.upper):
-            return lower
-        share = self.seconds / (self.seconds + seconds)
-        return lower + (self.upper - lower) * float(share ** (1 / len(self.problem.domain.free)))
+        """The bound to be expected after so many more seconds."""
+        return promised(lower, self.upper, self.seconds, seconds, len(self.problem.domain.free))
+
+    def tree(self, upper: float) -> tuple[list[Any], list[dict[str, Any]]]:
+        """The smallest split tree whose leaves all have bounds of at most ``upper``, in preorder, and its proofs."""
+        return tree_of(self.root, upper)
 
     def _multipliers_are_faster(self) -> bool:
         """At lowering the bound, from what was seen; now and then the slower way is tried again."""
@@ -226,6 +227,13 @@ class Search:
             node.effective = min(node.effective, node.own)
             self.proofs += 1
         return 0.02 + (3e-7 if thorough else 1e-8) * order**3
+
+
+def promised(lower: float, upper: float, passed: float, seconds: float, inputs: int) -> float:
+    """The bound to be expected after ``seconds`` more: its excess falls like the width of equal cells, one k-th root of time."""
+    if not passed or not math.isfinite(upper):
+        return lower
+    return lower + (upper - lower) * float((passed / (passed + seconds)) ** (1 / inputs))
 
 
 def _log_ratio(before: float, after: float) -> float:
