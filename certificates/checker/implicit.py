@@ -10,7 +10,7 @@ exactly one fixed point, and y is one if and only if (2 I - D) phi(y) = r(y) + v
 
 **How far.** Let z = phi(D z + v), and s = phi(D y + u) for any vectors y and u. The increments d = z - s behind and
 e = D d + D (s - y) + (v - u) before phi have d_i between 0 and e_i, so <d, d - e> <= 0, and
-kappa |d|^2 <= <d, d - D d> <= <d, D (s - y) + (v - u)>: hence |z - s| <= |D (s - y) + (v - u)| / kappa. With ``reach`` for what
+kappa |d|^2 <= <d, d - D d> <= <d, D (s - y) + (v - u)>: hence |z - s| <= |D (s - y) + (v - u)| / kappa. With :func:`reach` for what
 that leaves to each coordinate, any approximation y gives an enclosure. Likewise u = S (D u + e) with S in [0, 1] has |u| <= |e| / kappa.
 """
 
@@ -35,7 +35,7 @@ TURNS = 8  #: looks, where the solution is only an approximation to begin a proo
 MAX_TURNS = 50  #: looks, where it is the answer
 MAX_FLOATS = 1 << 22  #: in the matrices of Newton steps at one time
 
-_SHARES = (1 - 2.0**-24, 1 - 2.0**-10, 0.5)  #: of the estimated margin: what is tried to be proved
+_SHARES = (1 - 2.0**-40, 1 - 2.0**-24, 1 - 2.0**-10, 0.5)  #: of the estimated margin: what is tried to be proved
 
 
 def require_well_posed(graph: Graph) -> None:
@@ -88,6 +88,15 @@ def _form(lift: Callable[[Array], Any], weight: Array, metric: Array, kappa: flo
     return rows * (lift(double) - lift(kappa * double)) - product - product.T
 
 
+def reach(metric: Array, kappa: float, miss: Array) -> Array:
+    """For |e_i| <= ``miss`` (..., n): what |u| <= |e| / kappa leaves to each coordinate of u, rounded up."""
+    root = np.sqrt(metric)
+    slack = 1 + 8 * (len(root) + 8) * UNIT
+    norm = np.sqrt(((root * miss) ** 2).sum(-1, keepdims=True)) * slack + 2.0**-500  # squares that underflow lose less
+    reached: Array = up(norm / (kappa * root) * slack)
+    return reached
+
+
 class ImplicitLayer:
     """A layer that is proved well-posed, with enclosures of what it does. Raises GraphError where it is not proved."""
 
@@ -96,12 +105,8 @@ class ImplicitLayer:
         self.margin, self.solver = margin(weight, metric), FixedPoint(weight, activation, TURNS)
 
     def reach(self, miss: Array) -> Array:
-        """For |e_i| <= ``miss`` (..., n): what |e| / kappa leaves to each coordinate, rounded up."""
-        root = np.sqrt(self.metric)
-        slack = 1 + 8 * (len(root) + 8) * UNIT
-        norm = np.sqrt(((root * miss) ** 2).sum(-1, keepdims=True)) * slack + 2.0**-500  # squares that underflow lose less
-        reached: Array = up(norm / (self.margin * root) * slack)
-        return reached
+        """:func:`reach` in this layer."""
+        return reach(self.metric, self.margin, miss)
 
     def enclose(self, v: Interval, phi: Callable[[Interval], Interval]) -> Interval:
         """Intervals (B, n) that hold z for every v in (B, n); ``phi`` encloses the activation. NaN where nothing is known."""

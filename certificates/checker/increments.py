@@ -2,7 +2,8 @@
 
 Two inputs give an increment dx and, in each layer, increments dz_k of those outputs that are not linear in what enters: these
 are the variables. Everything else is a matrix times variables, computed in one of three arithmetics (``lift``): counted float64
-(``exact``) and ``balls`` for proofs, plain floats for searches. A unit's row reads earlier variables only, by construction.
+(``exact``) and ``balls`` for proofs, plain floats for searches. A unit's row reads earlier variables only, by construction; in an
+implicit layer also those of its own layer.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import numpy as np
 
 from lipctrl.certificates.checker.definite import balls, stack, symmetric
 from lipctrl.certificates.checker.intervals import Array
-from lipctrl.certificates.checker.network import Activation, Affine, Concatenation, Input, Network, Selection, Signal, Sort, Sum
+from lipctrl.certificates.checker.network import Activation, Affine, Concatenation, Implicit, Input, Network, Selection, Signal, Sort, Sum
 from lipctrl.certificates.checker.verdict import Rejected
 
 LIMITS = 30_000_000, 400_000_000_000  #: numbers in all weights and linear forms together, and multiplications
@@ -86,6 +87,8 @@ class _Walk:
                 return self._activated(signal)
             case Sort():
                 return self._sorted(signal)
+            case Implicit():
+                return self._implicit(signal)
 
     def _count(self, rows: int, columns: int, inner: int = 1) -> None:
         """Before a matrix of this shape is made by products over ``inner``."""
@@ -161,6 +164,14 @@ class _Walk:
             result[block] = self.lift(np.eye(signal.size)[:, free])
         return result
 
+    def _implicit(self, signal: Implicit) -> Linear:
+        """D dz + dv enters, with dz the variables of the layer itself."""
+        before, block = self.full(self.values[signal.operand]), len(self.entering) + 1
+        self._count(signal.size, signal.size)
+        self.entering.append({**before, block: self.lift(signal.weight)})
+        self.bases.append(None)
+        return {block: None}
+
     def _sorted(self, signal: Sort) -> Linear:
         """mean(dv_G) + T r for each group: sorting keeps sums."""
         before = self.full(self.values[signal.operand])
@@ -204,10 +215,10 @@ def multiplier_form(unrolled: Unrolled, head: Any, output: Linear, multipliers: 
     form = _Form(unrolled)
     form.add(0, 0, head * unrolled.lift(np.eye(unrolled.sizes[0])))
     for index, (layer, values) in enumerate(zip(unrolled.network.layers, multipliers, strict=True)):
-        if isinstance(layer, Activation):
-            form.activate(index, layer, values)
-        else:
+        if isinstance(layer, Sort):
             form.sort(index, layer, values)
+        else:
+            form.activate(index, layer, values)
     form.subtract_square(output)
     return symmetric(form.blocks, unrolled.sizes)
 
@@ -243,7 +254,7 @@ class _Form:
             raise Rejected(f"the matrix of this network needs more than {most} products")
         return pairs
 
-    def activate(self, index: int, layer: Activation, multipliers: Array) -> None:
+    def activate(self, index: int, layer: Activation | Implicit, multipliers: Array) -> None:
         """Add lambda (dz - a dv)(dz - b dv) for each coordinate that is not linear."""
         free = layer.free
         if not len(free):
@@ -253,7 +264,8 @@ class _Form:
         self.add(block, block, values[:, None] * self.lift(np.eye(len(free))))
         middle = self.lift(np.array([-0.5])) * values * (self.lift(low) + self.lift(high))
         for other, rows in entering.items():
-            self.add(block, other, middle[:, None] * rows)
+            product = middle[:, None] * rows
+            self.add(block, other, product + product.T if other == block else product)  # dz^T D dz, as a symmetric matrix
         curved = np.flatnonzero((low != 0) & (high != 0))
         if len(curved):
             factors = values[curved] * self.lift(low[curved]) * self.lift(high[curved])

@@ -1,7 +1,7 @@
 """The network form: what a Lipschitz proof needs to know about a Graph, read from its nodes and nothing else.
 
 It is a list of signals, each made of earlier ones: affine maps, sums and differences, concatenations, selections, sorted groups,
-and coordinate-wise maps with an interval of slopes for each coordinate. Only increments matter, so shifts are left out. Every
+implicit layers, and coordinate-wise maps with an interval of slopes for each coordinate. Only increments matter, so shifts are left out. Every
 run of coordinate-wise maps (scales, clips, activations) becomes one map, its slopes rounded outwards, so that scales that are
 no binary fractions are never multiplied into weights. What does not fit is refused by its name.
 """
@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from lipctrl.certificates.checker.graph import Graph, Node
+from lipctrl.certificates.checker.graph import Graph, GraphError, Node
+from lipctrl.certificates.checker.implicit import margin
 from lipctrl.certificates.checker.intervals import Array, Interval
-from lipctrl.certificates.checker.slopes import compose, slopes_of
+from lipctrl.certificates.checker.slopes import SLOPES, compose, slopes_of
 from lipctrl.certificates.checker.verdict import Rejected
 
 MAX_FRACTIONS = 400_000  #: exact numbers, and four for each product of slopes, in all coordinate-wise maps
@@ -128,8 +129,41 @@ class Sort:
         return self.size - self.multipliers
 
 
-Layer = Activation | Sort
-Signal = Input | Affine | Sum | Concatenation | Selection | Activation | Sort
+@dataclass(frozen=True)
+class Implicit:
+    """dz = S (D dz + dv) for signal ``operand`` v, with slopes S in [``low``, ``high``], each (n,), inside [0, 1].
+
+    ``weight`` D (n, n) holds the stored floats as float64; it is proved that sum_i ``metric``_i u_i (u - D u)_i is at least
+    ``margin`` > 0 times sum_i ``metric``_i u_i^2 for all u, see :mod:`lipctrl.certificates.checker.implicit`.
+    """
+
+    operand: int
+    weight: Array
+    metric: Array
+    margin: float
+    low: Array
+    high: Array
+
+    @property
+    def size(self) -> int:
+        """Length of the signal."""
+        return len(self.weight)
+
+    @property
+    def free(self) -> Array:
+        """Indices of all coordinates: each is a variable, also where its slope is a single number."""
+        return np.arange(self.size)
+
+    @property
+    def multipliers(self) -> int:
+        """How many multipliers it has: one for each coordinate."""
+        return self.size
+
+    variables = multipliers  #: how many coordinates of its output are not linear in its input
+
+
+Layer = Activation | Sort | Implicit
+Signal = Input | Affine | Sum | Concatenation | Selection | Activation | Sort | Implicit
 
 
 @dataclass(frozen=True)
@@ -158,7 +192,7 @@ class Network:
     @property
     def layers(self) -> tuple[Layer, ...]:
         """The signals that may have multipliers, in order."""
-        return tuple(signal for signal in self.signals if isinstance(signal, Activation | Sort))
+        return tuple(signal for signal in self.signals if isinstance(signal, Layer))
 
     @property
     def variables(self) -> list[int]:
@@ -198,7 +232,7 @@ class _Step:
 
     @property
     def is_coordinate_wise(self) -> bool:
-        return len(self.operands) == 1 and self.node.op not in ("affine", "group_sort", "select", "concatenate")
+        return len(self.operands) == 1 and self.node.op not in ("affine", "group_sort", "select", "concatenate", "implicit")
 
 
 @dataclass
@@ -274,7 +308,7 @@ class _Builder:
         self.signals: list[Signal] = [Input(self.steps[0].size)]
         self.place: list[int] = []
         self.fractions = 0
-        self.weights: dict[int, Array] = {}  # by the id of their tensor: a weight may be used many times
+        self.weights: dict[int, Array] = {}  # by the id of their tensor, as float64: a weight may be used many times
         self.readers = [0] * len(self.steps)
         for step in self.steps:
             for operand in step.operands:
@@ -315,10 +349,9 @@ class _Builder:
         if step.is_coordinate_wise:
             return self._activation(step, operands[0])
         if node.op == "affine":
-            tensor = graph.tensors[node.attributes["weight"]]
-            if id(tensor) not in self.weights:
-                self.weights[id(tensor)] = tensor.astype(np.float64)
-            return self._add(Affine(operands[0], self.weights[id(tensor)]))
+            return self._add(Affine(operands[0], self._tensor(step, "weight")))
+        if node.op == "implicit":
+            return self._implicit(step, operands[0])
         if node.op == "group_sort":
             return self._add(Sort(operands[0], step.size, node.attributes["group_size"]))
         if node.op == "select":
@@ -333,6 +366,22 @@ class _Builder:
             switch = self._switch(step, self._add(Sum(greater, other, -1.0, step.size)))
             return self._add(Sum(operands[1], switch, sign, step.size))
         raise Rejected(f"{node.op!r} of {len(operands)} signals is no part of a network form")
+
+    def _tensor(self, step: _Step, key: str) -> Array:
+        tensor = step.graph.tensors[step.node.attributes[key]]
+        if id(tensor) not in self.weights:
+            self.weights[id(tensor)] = tensor.astype(np.float64)
+        return self.weights[id(tensor)]
+
+    def _implicit(self, step: _Step, operand: int) -> int:
+        low, high = (np.full(step.size, float(end)) for end in SLOPES[step.node.attributes["activation"]])
+        slopes = self._narrowed(Interval(low, high), step)
+        weight, metric = self._tensor(step, "weight"), self._tensor(step, "metric")
+        try:
+            proved = margin(weight, metric)
+        except GraphError as error:
+            raise Rejected(str(error)) from error
+        return self._add(Implicit(operand, weight, metric, proved, slopes.low, slopes.high))
 
     def _activation(self, step: _Step, operand: int) -> int:
         before, slopes = self.signals[operand], self._slopes(step)

@@ -11,8 +11,9 @@ from functools import reduce
 import numpy as np
 
 from lipctrl.certificates.checker.definite import norm_upper_bound
+from lipctrl.certificates.checker.implicit import reach
 from lipctrl.certificates.checker.intervals import Array, Interval, affine, up
-from lipctrl.certificates.checker.network import Activation, Affine, Concatenation, Input, Network, Selection, Signal, Sort, Sum
+from lipctrl.certificates.checker.network import Activation, Affine, Concatenation, Implicit, Input, Network, Selection, Signal, Sort, Sum
 from lipctrl.certificates.checker.verdict import Rejected
 
 MAX_PRODUCTS = 70_000_000_000  #: multiplications of one factorisation for each norm that is taken, in all
@@ -67,6 +68,8 @@ def _largest(signal: Signal, values: list[Array], scale_in: Array) -> Array:
         case Sort():
             before, size = values[signal.operand], signal.group_size
             result = np.repeat(np.maximum.reduceat(before, np.arange(0, signal.size, size)), size)[: signal.size]
+        case Implicit():
+            result = reach(signal.metric, signal.margin, values[signal.operand])
     return np.asarray(result)
 
 
@@ -106,6 +109,9 @@ class _Bounds:
                 value = _times(1.0 if repeats == 1 else _up(math.sqrt(repeats)), self.values[signal.operand])
             case Sort():
                 value = self.values[signal.operand]
+            case Implicit():  # |dz| <= |dv| / margin in the metric's norm
+                spread = float(up(np.sqrt(up(signal.metric.max() / signal.metric.min()))))
+                value = _times(float(up(spread / signal.margin)), self.values[signal.operand])
         self.values.append(value)
 
     def through(self, signal: Affine, output_scale: Array) -> float:
@@ -120,7 +126,7 @@ def _read_by_activations_only(network: Network) -> set[int]:
     others = {network.output}
     for signal in network.signals:
         match signal:
-            case Affine() | Selection() | Sort():
+            case Affine() | Selection() | Sort() | Implicit():
                 others.add(signal.operand)
             case Sum():
                 others |= {signal.first, signal.second}

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from lipctrl.certificates.checker.intervals import Array
-from lipctrl.certificates.checker.network import Activation, Affine, Concatenation, Input, Network, Selection, Signal, Sort, Sum
+from lipctrl.certificates.checker.network import Activation, Affine, Concatenation, Implicit, Input, Network, Selection, Signal, Sort, Sum
 from lipctrl.certificates.checker.products import scaled
 from lipctrl.certificates.checker.verdict import Rejected
 
@@ -39,7 +39,7 @@ def _moved(signal: Signal, first: int) -> Signal:
     moved: Signal
     operands: tuple[int, ...]
     match signal:
-        case Affine() | Activation() | Sort() | Selection():
+        case Affine() | Activation() | Sort() | Selection() | Implicit():
             moved, operands = replace(signal, operand=signal.operand - first), (signal.operand,)
         case Sum():
             moved, operands = replace(signal, first=signal.first - first, second=signal.second - first), (signal.first, signal.second)

@@ -2,7 +2,8 @@
 
 q are the shares of the inputs: one number rho^2 for all, or one for each. Every iterate keeps M positive definite, so every
 iterate is a candidate certificate; variables / t bounds how far sum q is from the optimum at a centred point. Shares and
-multipliers need no barrier of their own: M > 0 implies that they are positive.
+multipliers need no barrier of their own: M > 0 implies that they are positive. Not so in implicit layers: their multipliers have a
+barrier -log lambda and count as variables do.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.linalg import lapack
+from scipy.linalg import eigh, lapack
 
 from lipctrl.certificates.checker.intervals import Array
 from lipctrl.certificates.lipschitz.system import System
@@ -61,7 +62,7 @@ def solve(
     """
     deadline = time.monotonic() + seconds
     point = _feasible(system, start(system) if first is None else first)
-    t, steps, interrupted = system.size / point.square, 0, False
+    t, steps, interrupted = system.barriers / point.square, 0, False
     try:
         while steps < MAX_STEPS and time.monotonic() < deadline and point.square > enough:
             steps += 1
@@ -70,15 +71,15 @@ def solve(
                 break
             if decrement < 0.5:
                 if report is not None:
-                    report(point.square, system.size / t)
-                if system.size / t <= tolerance * point.square:
+                    report(point.square, system.barriers / t)
+                if system.barriers / t <= tolerance * point.square:
                     if decrement < 1e-2:
                         break
                 else:
                     t *= 4.0
     except KeyboardInterrupt:
         interrupted = True
-    return Multipliers(point.shares, point.values, system.size / t, steps, interrupted)
+    return Multipliers(point.shares, point.values, system.barriers / t, steps, interrupted)
 
 
 def mixtures(system: System, found: Multipliers) -> Iterator[tuple[Array, Array]]:
@@ -95,9 +96,10 @@ def start(system: System) -> Array:
     """Multipliers that leave M strictly feasible for some rho: layer by layer from the output, by Schur complements."""
     values = np.zeros(int(system.member.max(initial=-1)) + 1)
     for layer in reversed(system.layers):
-        need = _greatest_need(system, values, layer)
         units = system.member[layer.start - system.inputs : layer.stop - system.inputs]
-        values[units] = 2 * max(LEAST_MULTIPLIER, need)
+        along = system.metric[units]
+        need = _greatest_need(system, values, layer)
+        values[units] = 2 * max(LEAST_MULTIPLIER, need) * (along if along.any() else 1.0)
     return values
 
 
@@ -117,7 +119,8 @@ def least_shares(system: System, values: Array) -> Array:
 
 @dataclass(frozen=True)
 class _Point:
-    """A feasible point with the Cholesky factor of its matrix (lower, in the order of LAPACK) and the logarithm of its determinant."""
+    """A feasible point with the Cholesky factor of its matrix (lower, in the order of LAPACK), and the logarithms of its determinant
+    and of the multipliers of implicit layers, added up."""
 
     shares: Array
     values: Array
@@ -131,8 +134,11 @@ class _Point:
 
 def _point(system: System, shares: Array, values: Array) -> _Point | None:
     """The point, if it is strictly feasible in floats."""
+    own = values[system.metric > 0]
+    if not bool(np.all(own > 0)):
+        return None
     factor, info = _factor(system.matrix(shares, values))
-    return None if info else _Point(shares, values, factor, 2 * float(np.log(np.diagonal(factor)).sum()))
+    return None if info else _Point(shares, values, factor, 2 * float(np.log(np.diagonal(factor)).sum()) + float(np.log(own).sum()))
 
 
 def _feasible(system: System, values: Array) -> _Point:
@@ -147,9 +153,16 @@ def _feasible(system: System, values: Array) -> _Point:
 
 
 def _greatest_need(system: System, values: Array, block: slice) -> float:
-    """The least value that added to the diagonal of ``block`` keeps M(0, values), from there on, positive semidefinite."""
+    """The least multiple of equal multipliers in ``block``, or of those along the metric of an implicit layer, that keeps
+    M(0, values), from there on, positive semidefinite."""
     schur = _schur(system, values, block)
-    return float(np.linalg.eigvalsh(schur)[-1]) if len(schur) else 0.0
+    along = np.zeros_like(values)
+    units = system.member[block.start - system.inputs : block.stop - system.inputs]
+    along[units] = system.metric[units]
+    if not along.any():
+        return float(np.linalg.eigvalsh(schur)[-1]) if len(schur) else 0.0
+    added = system.matrix(0.0, along)[block, block] - system.matrix(0.0, 0 * along)[block, block]
+    return float(eigh(schur, added, eigvals_only=True)[-1])
 
 
 def _schur(system: System, values: Array, block: slice) -> Array:
@@ -204,7 +217,7 @@ def _factor(matrix: Array) -> tuple[Array, int]:
 
 
 def _derivatives(system: System, point: _Point, t: float) -> tuple[Array, Array]:
-    """Gradient and Hessian of t cost - log det M in (q, lambda)."""
+    """Gradient and Hessian of t cost - log det M, and of the barrier of implicit layers, in (q, lambda)."""
     n, k, count = system.inputs, system.shares, len(point.values)
     inverse = lapack.dpotri(point.factor, lower=1)[0].T
     inverse = inverse + inverse.T
@@ -228,6 +241,9 @@ def _derivatives(system: System, point: _Point, t: float) -> tuple[Array, Array]
         hessian[k:, :k] = gather @ mixed
         hessian[k:, k:] = gather @ curvature @ gather.T
     hessian[:k, k:] = hessian[k:, :k].T
+    own = k + np.flatnonzero(system.metric)
+    gradient[own] -= 1 / point.values[own - k]
+    hessian[own, own] += 1 / point.values[own - k] ** 2
     return gradient, hessian
 
 

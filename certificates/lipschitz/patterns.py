@@ -5,15 +5,18 @@ from __future__ import annotations
 import numpy as np
 
 from lipctrl.certificates.checker.intervals import Array
-from lipctrl.certificates.checker.network import Activation, Affine, Concatenation, Input, Network, Selection, Signal, Sort, Sum
+from lipctrl.certificates.checker.network import Activation, Affine, Concatenation, Implicit, Input, Network, Selection, Signal, Sort, Sum
 
 SWEEPS = 40
 
 
 def pattern_floor(network: Network, scale_in: Array, scale_out: Array, norm: str = "l2", restarts: int = 100, seed: int = 0) -> float:
     """The greatest |S_out J S_in^-1| found by ascent, J the slope of the network under a choice of slopes for every unit (or of
-    an order in each sorted group). A float computation (``numerical``), for the norm ``"l2"`` or ``"linf"``.
+    an order in each sorted group). A float computation (``numerical``), for the norm ``"l2"`` or ``"linf"``; 0 where there are
+    implicit layers, for which it is not offered.
     """
+    if any(isinstance(signal, Implicit) for signal in network.signals):
+        return 0.0
     with np.errstate(all="ignore"):
         ascent = _Ascent(network, scale_in, scale_out, norm, restarts, np.random.default_rng(seed))
         slopes = ascent.run()

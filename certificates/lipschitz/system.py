@@ -19,7 +19,7 @@ import numpy as np
 from lipctrl.certificates.checker.chain import Chain
 from lipctrl.certificates.checker.increments import Linear, unroll
 from lipctrl.certificates.checker.intervals import Array
-from lipctrl.certificates.checker.network import Activation, Affine, Input, Layer, Network, Signal, Sort
+from lipctrl.certificates.checker.network import Activation, Affine, Implicit, Input, Layer, Network, Signal, Sort
 
 LEAST_WIDTH = 1e-9  #: slopes of units that are (almost) linear are widened to this, or their multipliers would grow for ever
 
@@ -33,7 +33,8 @@ class System:
     variables of each layer, ``places`` its multipliers: indices among all multipliers, with -1 where the checker's
     form has one that is free (a leftover group of one). A bound of the network is ``scale`` times that of the system, and its
     multipliers ``factors[k]`` times those of the system in layer k. The shares q of the inputs are all equal, rho^2 (l2), or
-    ``separate`` (linf): their sum is sought.
+    ``separate`` (linf): their sum is sought. ``metric`` (multipliers,) is 0 but for those of implicit layers, whose own rows hold
+    variables of their layer: along it, large multipliers make M positive definite there; M alone does not keep these positive.
     """
 
     inputs: int
@@ -46,12 +47,18 @@ class System:
     places: tuple[Array, ...]
     scale: float
     factors: Array
+    metric: Array
     separate: bool = False
 
     @property
     def size(self) -> int:
         """Number of variables."""
         return int(self.rows.shape[1])
+
+    @property
+    def barriers(self) -> int:
+        """What the search keeps positive: as many eigenvalues as M has, and the multipliers of implicit layers."""
+        return self.size + int(np.count_nonzero(self.metric))
 
     @property
     def shares(self) -> int:
@@ -115,7 +122,7 @@ def build_system(network: Network, scale_in: Array, scale_out: Array) -> System:
     """The system of a network form, for l2."""
     unrolled = unroll(network, floats, orthonormal)
     ends = np.cumsum([0, *unrolled.sizes])
-    size = np.ones(int(ends[-1]))  # of the variables: what they are divided by
+    size = np.zeros(int(ends[-1]))  # of the variables: what they are divided by, 0 while that is not known
     size[: ends[1]] = 1 / scale_in
     parts: list[_Units] = []
     bounds: list[float] = []
@@ -124,7 +131,7 @@ def build_system(network: Network, scale_in: Array, scale_out: Array) -> System:
         reads = layer.size if isinstance(layer, Sort) else layer.multipliers
         entering, basis = _dense(unrolled.entering[index], reads, ends), unrolled.bases[index]
         units = _units(layer, entering if basis is None else basis.T @ entering, count)
-        bound = _bound(units, size, ends)
+        bound = _implicit_bound(layer, units, size, ends) if isinstance(layer, Implicit) else _bound(units, size, ends)
         size[ends[index + 1] : ends[index + 2]] = bound
         parts.append(replace(units, rows=units.rows * size / bound))
         bounds.append(bound)
@@ -142,6 +149,7 @@ def build_system(network: Network, scale_in: Array, scale_out: Array) -> System:
         places=tuple(units.place for units in parts),
         scale=scale,
         factors=(scale / np.array(bounds)) ** 2,
+        metric=np.concatenate([*(units.metric for units in parts), []]),
     )
 
 
@@ -152,6 +160,7 @@ class _Units:
     high: Array
     member: Array
     place: Array
+    metric: Array
 
 
 def _units(layer: Layer, rows: Array, count: int) -> _Units:
@@ -161,11 +170,31 @@ def _units(layer: Layer, rows: Array, count: int) -> _Units:
         kept = sum(width > 1 for width in widths)
         place = np.append(np.arange(kept) + count, np.full(layer.multipliers - kept, -1))
         ones = np.ones(len(rows))
-        return _Units(rows, -ones, ones, np.repeat(np.arange(len(widths)), np.array(widths) - 1) + count, place)
+        return _Units(rows, -ones, ones, np.repeat(np.arange(len(widths)), np.array(widths) - 1) + count, place, np.zeros(kept))
     low, high, place = layer.low[layer.free], layer.high[layer.free], np.arange(len(layer.free)) + count
+    if isinstance(layer, Implicit):
+        return _Units(rows, *_implicit_slopes(low, high), place, place, layer.metric * _factor(*_implicit_slopes(low, high)))
     gain = np.maximum(np.abs(low), np.abs(high))
     wider = np.maximum(0.0, LEAST_WIDTH * gain - (high - low)) / 2
-    return _Units(rows, low - wider, high + wider, place, place)
+    return _Units(rows, low - wider, high + wider, place, place, np.zeros(len(place)))
+
+
+def _implicit_slopes(low: Array, high: Array) -> tuple[Array, Array]:
+    """Wide enough, but inside [0, 1], where layers are well-posed."""
+    low = np.maximum(0.0, np.minimum(low, high - LEAST_WIDTH))
+    return low, np.maximum(high, low + LEAST_WIDTH)
+
+
+def _factor(low: Array, high: Array) -> Array:
+    """The least t with dz (dz - dv) <= t (dz - low dv) (dz - high dv) for all dz and dv."""
+    middle = low + high - 2 * low * high
+    return np.asarray(1 / (middle + np.sqrt(np.maximum(middle**2 - (high - low) ** 2, 0.0))))
+
+
+def _implicit_bound(layer: Implicit, units: _Units, size: Array, ends: Array) -> float:
+    """About how far an implicit layer may move; 1 where that is 0."""
+    moved = np.linalg.norm(np.linalg.solve(np.eye(layer.size) - units.high[:, None] * layer.weight, np.diag(units.high)), 2)
+    return float(moved) * _bound(units, size, ends)
 
 
 def _bound(units: _Units, size: Array, ends: Array) -> float:
