@@ -85,12 +85,12 @@ def signs_everywhere(graph: Graph) -> Moves:
     return _Propagation(None).follow(graph, _rising(size, np.arange(size)), ())
 
 
-def signs_on_cells(graph: Graph, cells: Cells, remembered: Remembered | None = None) -> tuple[Moves, Array]:
-    """What the output may do, (k, B, m), and on which of the B boxes it surely has finite values. Raises GraphError or Rejected.
+def signs_on_cells(graph: Graph, notes: Notes) -> tuple[Moves, Array]:
+    """What the output may do, (k, B, m), and on which of the B cells it surely has finite values. Raises GraphError or Rejected.
 
-    The graph is as for :func:`signs_everywhere`. Where an entry says nothing of one direction, both ways of narrowing failed.
+    The graph is as for :func:`signs_everywhere`; ``notes`` are fresh ones for the cells.
     """
-    notes = Notes(cells, remembered)
+    cells = notes.cells
     output = notes.run(graph, entering(cells), ())
     finite = np.isfinite(output.value.magnitude).all(-1)
     moves = _Propagation(notes).follow(graph, _rising(cells.low.shape[1], cells.free), ())
@@ -113,6 +113,7 @@ class Notes(LocalAlgebra):
 
     def __init__(self, cells: Cells, remembered: Remembered | None = None) -> None:
         super().__init__(cells, remembered)
+        self.cells = cells
         self.moves: dict[Place, Moves] = {}
         self.factors: dict[Place, tuple[Interval, ...]] = {}
 

@@ -11,7 +11,7 @@ moves in the claimed direction, so it does on the whole segment.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -25,7 +25,7 @@ from lipctrl.certificates.checker.enclosure import Remembered
 from lipctrl.certificates.checker.graph import Graph, GraphError
 from lipctrl.certificates.checker.intervals import Array, UnsafeArithmetic
 from lipctrl.certificates.checker.local_slopes import Cells
-from lipctrl.certificates.checker.signs import Moves, signs_everywhere, signs_on_cells
+from lipctrl.certificates.checker.signs import Moves, Notes, signs_everywhere, signs_on_cells
 from lipctrl.certificates.checker.sorts import with_comparators
 from lipctrl.certificates.checker.verdict import Rejected, Verdict, verified
 from lipctrl.certificates.checker.verifiers.local_lipschitz import where_it_holds
@@ -59,12 +59,11 @@ class Monotone:
         against: Array = ((claimed > 0) & moves.down) | ((claimed < 0) & moves.up)
         return against
 
-    def on_cells(self, low: Array, high: Array) -> tuple[Moves, Array]:
-        """What the outputs may do on boxes (B, n) of the domain, and on which boxes they surely have values. Raises Rejected."""
-        free = np.arange(low.shape[1]) if self.domain is None else self.domain.free
+    def on_cells(self, notes: Notes) -> tuple[Moves, Array]:
+        """What the outputs may do on cells, (k, B, m), and on which cells they surely have values. Raises Rejected."""
         try:
             with np.errstate(all="ignore"):
-                return signs_on_cells(self.graph, Cells(low, high, free), self.remembered)
+                return signs_on_cells(self.graph, notes)
         except GraphError as error:
             raise Rejected(str(error)) from error
         except OverflowError as error:
@@ -136,6 +135,20 @@ def _prove_everywhere(problem: Monotone) -> None:
 
 
 def _prove_leaves(problem: Monotone, domain: Domain, tree: object) -> None:
+    for leaves, moves, finite in leaf_batches(problem, domain, tree):
+        if not finite.all():
+            raise Rejected(f"the network is not known to have finite values {_in(leaves[int(np.argmin(finite))])}")
+        against = problem.contradicted(moves, domain.free)
+        bad = np.flatnonzero(against.any((0, 2)))
+        if len(bad):
+            raise Rejected(_reason(problem, against[:, bad[:1]], domain.free, _in(leaves[bad[0]])))
+
+
+def leaf_batches(problem: Monotone, domain: Domain, tree: object) -> Iterator[tuple[list[Leaf], Moves, Array]]:
+    """The leaves of a split tree, batch by batch, with what the outputs may do there and whether they surely have finite values.
+
+    Raises Rejected where the tree is malformed, or more work than the checker does.
+    """
     leaves = read_leaves(tree, domain, min(MAX_LEAVES, MAX_ENDS // len(domain.low)))
     if any(leaf.entry is not None for leaf in leaves):
         raise Rejected("a leaf must be null")
@@ -144,13 +157,8 @@ def _prove_leaves(problem: Monotone, domain: Domain, tree: object) -> None:
         raise Rejected(f"{len(leaves)} leaves of this network are more work than the checker does")
     for start in range(0, len(leaves), work.cells_at_once):
         part = leaves[start : start + work.cells_at_once]
-        moves, finite = problem.on_cells(np.stack([leaf.low for leaf in part]), np.stack([leaf.high for leaf in part]))
-        if not finite.all():
-            raise Rejected(f"the network is not known to have finite values {_in(part[int(np.argmin(finite))])}")
-        against = problem.contradicted(moves, domain.free)
-        bad = np.flatnonzero(against.any((0, 2)))
-        if len(bad):
-            raise Rejected(_reason(problem, against[:, bad[:1]], domain.free, _in(part[bad[0]])))
+        cells = Cells(np.stack([leaf.low for leaf in part]), np.stack([leaf.high for leaf in part]), domain.free)
+        yield part, *problem.on_cells(Notes(cells, problem.remembered))
 
 
 def _in(leaf: Leaf) -> str:
@@ -173,10 +181,11 @@ def verify(certificate: Certificate) -> Verdict:
         raise Rejected(f"a {KIND} certificate has a policy as its subject and nothing else")
     problem = prove_monotone(certificate.policy, certificate.claim, certificate.evidence)
     where = "everywhere" if problem.domain is None else where_it_holds(problem.domain)
+    others = " while the other inputs stay as they are" if problem.signs.shape[1] > 1 else ""
     return verified(
         kind=KIND,
         property=PROPERTY,
-        claim=f"{signs_in_words(problem.signs)} while the other inputs stay as they are, {where}",
+        claim=f"{signs_in_words(problem.signs)}{others}, {where}",
         arithmetic=certificate.arithmetic,
         subject=certificate.digests,
     )
