@@ -54,6 +54,15 @@ class Moves:
         rising, falling = (weight > 0).T.astype(np.float32), (weight < 0).T.astype(np.float32)
         return Moves(_any(self.up, rising) | _any(self.down, falling), _any(self.up, falling) | _any(self.down, rising))
 
+    def implicit(self, weight: Array) -> Moves:
+        """Of z = phi(D z + v), well-posed, D = weight (n, n), v the signal, for any phi with slopes in [0, 1].
+
+        When v moves, z moves by (I - S D)^-1 S times that, S in [0, 1]. Where D >= 0 an eigenvector u >= 0 has D u = r u for the spectral
+        radius r, which is below 1 by <u, u - D u> > 0, so the inverse is the sum of (S D)^i and has no negative entry.
+        """
+        up, down = (np.repeat(end.any(-1, keepdims=True), len(weight), -1) for end in (self.up, self.down))
+        return Moves(up | down, up | down) if bool((weight < 0).any()) else Moves(up, down)
+
     def take(self, indices: Sequence[int]) -> Moves:
         """Some coordinates."""
         return Moves(self.up[..., list(indices)], self.down[..., list(indices)])
@@ -163,6 +172,9 @@ class Notes(LocalAlgebra):
     def affine(self, x: Enclosed, weight: Array, bias: Array | None) -> Local:
         return self._noted(super().affine(x, weight, bias))
 
+    def implicit(self, x: Enclosed, weight: Array, metric: Array, activation: str) -> Local:
+        return self._noted(super().implicit(x, weight, metric, activation))
+
 
 class _Propagation:
     """Signs from node to node, on the cells of ``notes`` or everywhere."""
@@ -204,6 +216,8 @@ class _Propagation:
                 return self._chosen(graph, node, operands, place)
             case "affine":
                 return operands[0].affine(graph.tensors[node.attributes["weight"]])
+            case "implicit":
+                return operands[0].implicit(graph.tensors[node.attributes["weight"]])
             case "select":
                 return operands[0].take(node.attributes["indices"])
             case "concatenate":
@@ -212,6 +226,8 @@ class _Propagation:
 
     def _slopes(self, node: Node, place: Place) -> tuple[May, May]:
         """Whether slopes of a coordinate-wise operation may be positive, and whether negative."""
+        up: May
+        down: May
         up, down = _slopes_everywhere(node)
         slopes = None if self.notes is None else self.notes.nodes.get(place)
         if slopes is not None:

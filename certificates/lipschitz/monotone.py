@@ -188,9 +188,11 @@ class _Certifier:
             return self._counterexample(search.against[0])
         search.asked = search.proved
         part = self._judged(search.asked, search.tree(), domain) if search.asked.any() else None
-        if part is None or (self.wanted is not None and bool((part.signs != self.wanted).any())):
-            what = "no sign" if part is None else f"{np.count_nonzero(part.signs)} of {np.count_nonzero(self.wanted)} signs"
-            raise NotProved(f"{what} could be proved on this box, on {search.cells} cells", part)
+        if part is None:
+            raise NotProved(f"no sign could be proved on this box, on {search.cells} cells")
+        if self.wanted is not None and bool((part.signs != self.wanted).any()):
+            counts = [np.count_nonzero(signs) for signs in (part.signs, self.wanted)]
+            raise NotProved(f"{counts[0]} of {counts[1]} signs could be proved on this box, on {search.cells} cells", part)
         return part
 
     def _tendency(self, search: Search, rises: Array) -> Array:

@@ -23,6 +23,7 @@ from lipctrl.certificates.checker.definite import require_ieee_products
 from lipctrl.certificates.checker.domain import Domain, Leaf, read_domain, read_leaves
 from lipctrl.certificates.checker.enclosure import Remembered
 from lipctrl.certificates.checker.graph import Graph, GraphError
+from lipctrl.certificates.checker.implicit import require_well_posed
 from lipctrl.certificates.checker.intervals import Array, UnsafeArithmetic
 from lipctrl.certificates.checker.local_slopes import Cells
 from lipctrl.certificates.checker.signs import Moves, Notes, signs_everywhere, signs_on_cells
@@ -84,6 +85,10 @@ def read_claim(graph: Graph, claim: Mapping[str, Any]) -> Monotone:
         raise Rejected("monotonicity is about a graph with one input and one output")
     (size,), (outputs,) = graph.input_sizes.values(), graph.output_sizes.values()
     signs = _read_signs(table["signs"], outputs, size)
+    try:
+        require_well_posed(graph)
+    except GraphError as error:
+        raise Rejected(str(error)) from error
     domain = None
     if table["domain"] is not None:
         domain = read_domain(fields(table["domain"], ("low", "high"), "domain"), size, "linf", ())
