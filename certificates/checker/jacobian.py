@@ -1,6 +1,13 @@
-"""Gains of interval matrices: how much any matrix between two others can stretch a vector, rounded up."""
+"""Gains of interval matrices: how much any matrix between two others can stretch a vector, rounded up.
+
+A :class:`Family` is a set of matrices whose deviations from its centre move together. In bases of singular vectors of the centre
+those deviations count first that lie along the greatest singular value.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -9,6 +16,25 @@ from lipctrl.certificates.checker.definite import OutOfRange, exact, is_semidefi
 from lipctrl.certificates.checker.intervals import Array, Interval
 
 TINY = 2.0**-500  #: exceeds what underflow can take from a norm below
+ROUNDS = 12  #: of power iteration
+
+
+@dataclass(frozen=True)
+class Family:
+    """Matrices ``centre`` + sum_k d_k ``parts``_k +- ``error``: (B, m, n), (K, B, m, n) or ``None`` for 0, (B, m, n).
+
+    ``spread`` takes |parts| (K, B, e) to the most (B, e) that their sums with d can be, for all d in question.
+    """
+
+    centre: Interval
+    parts: Interval | None
+    error: Array
+    spread: Callable[[Array], Array]
+
+    def most(self, parts: Interval) -> Array:
+        """The most that sums of parts (K, B, ...) may be."""
+        size = parts.magnitude
+        return self.spread(size.reshape(*size.shape[:2], -1)).reshape(size.shape[1:])
 
 
 def scaled(slope: Interval, scale_in: Interval, scale_out: Interval) -> Interval:
@@ -33,6 +59,86 @@ def quick_gains(matrices: Interval) -> Array:
     frobenius = np.sqrt((size**2).sum((-2, -1)))
     gains: Array = np.minimum(product, frobenius) * _slack(size) ** 2 + _tiny(size)
     return gains
+
+
+def family_gains(family: Family) -> Array:
+    """For each: the Euclidean gain, near the greatest of the first order; NaN or infinite where nothing is known.
+
+    With float bases U, V that are orthogonal up to 1 - eta_U and 1 - eta_V, |A| <= |U^T A V| / sqrt((1 - eta_U)(1 - eta_V)), whatever
+    they are.
+    """
+    middle = 0.5 * family.centre.low + 0.5 * family.centre.high
+    middle = np.where(np.isfinite(middle).all((-2, -1), keepdims=True), middle, 0.0)
+    try:
+        left, _, right = np.linalg.svd(middle)
+    except np.linalg.LinAlgError:
+        return np.full(len(middle), np.inf)
+    right = right.swapaxes(-2, -1)
+    size = _turned(left, family.centre, right).magnitude
+    if family.parts is not None:
+        size = iv.up(size + family.most(_turned(left, family.parts, right)))
+    gains: Array = iv.up(iv.up(nonnegative_gains(size) * iv.up(_defect(left) * _defect(right))) + nonnegative_gains(family.error))
+    return gains
+
+
+def nonnegative_gains(size: Array) -> Array:
+    """For each matrix (B, m, n) without negative entries: its Euclidean gain, nearly the least bound. Others with at most these
+    absolute values have no greater one.
+
+    The greatest eigenvalue of G = S^T S is at most max_i (G w)_i / w_i for any w > 0 (Collatz, Wielandt).
+    """
+    size = size if size.shape[-2] >= size.shape[-1] else size.swapaxes(-2, -1)
+    w = np.ones((*size.shape[:-2], size.shape[-1], 1))
+    for _ in range(ROUNDS):
+        image = size.swapaxes(-2, -1) @ (size @ w)
+        top = image.max((-2, -1), keepdims=True)
+        w = np.maximum(image / np.where(top > 0, top, 1.0), 1e-9)
+    image = size.swapaxes(-2, -1) @ (size @ w)
+    gains: Array = np.sqrt((image / w).max((-2, -1))) * _slack(size) + _tiny(size)
+    return gains
+
+
+def _turned(left: Array, x: Interval, right: Array) -> Interval:
+    """U^T A V."""
+    return _product(left.swapaxes(-2, -1), _transposed(_product(right.swapaxes(-2, -1), _transposed(x))))
+
+
+def _transposed(x: Interval) -> Interval:
+    return Interval(x.low.swapaxes(-2, -1), x.high.swapaxes(-2, -1))
+
+
+def _product(left: Array, x: Interval) -> Interval:
+    """Floats times an interval matrix; the radius pays for roundings as in :func:`intervals.affine`."""
+    n = left.shape[-1]
+    centre, radius = x.centre_radius()
+    spread = np.abs(left) @ (radius + iv.gamma(2 * n + 16) * (np.abs(centre) + radius))
+    return iv.around(left @ centre, (spread + (n + 2) * 2.0**-1070) * (1 + 16 * iv.UNIT))
+
+
+def _defect(basis: Array) -> Array:
+    """At least 1 / sqrt(1 - eta), eta the greatest absolute row sum of Q^T Q - 1; not a number where that is 1 or more."""
+    apart = _product(basis.swapaxes(-2, -1), iv.point(basis)) - iv.point(np.eye(basis.shape[-1]))
+    eta = apart.magnitude.sum(-1).max(-1) * _slack(basis)
+    return np.asarray(iv.up(1 / iv.down(np.sqrt(iv.down(1 - eta)))))
+
+
+def family_row_gains(family: Family, slopes: Interval) -> Array:
+    """As :func:`row_gains`: entries whose sign is known, by the interval matrices that hold the family, move as one in each row."""
+    sign = np.where(slopes.low > 0, 1.0, np.where(slopes.high < 0, -1.0, 0.0))
+    unknown = np.where(sign == 0, slopes.magnitude, family.error).sum(-1) * _slack(sign) + TINY
+    size = _signed_sum(sign, family.centre).magnitude
+    if family.parts is not None:
+        size = iv.up(size + family.most(_signed_sum(sign, family.parts)))
+    gains: Array = iv.up(size + unknown).max(-1)
+    return gains
+
+
+def _signed_sum(sign: Array, x: Interval) -> Interval:
+    """Row sums of entries times signs, (..., m)."""
+    centre, radius = x.centre_radius()
+    count, size = sign.shape[-1], np.abs(sign)
+    spread = (size * (radius + iv.gamma(count + 8) * (np.abs(centre) + radius))).sum(-1) * _slack(sign)
+    return iv.around((sign * centre).sum(-1), spread)
 
 
 def gain_is_at_most(matrix: Interval, bound: float) -> bool:

@@ -17,8 +17,9 @@ from typing import cast
 import numpy as np
 
 from lipctrl.certificates.checker import intervals as iv
-from lipctrl.certificates.checker.enclosure import ONE, Enclosed, EnclosureAlgebra, Remembered, Scalar, value_at_point
-from lipctrl.certificates.checker.graph import ELEMENTWISE, Graph, GraphError, Node
+from lipctrl.certificates.checker.enclosure import ONE, SCALARS, Enclosed, EnclosureAlgebra, Remembered, Scalar, value_at_point
+from lipctrl.certificates.checker.graph import ELEMENTWISE, TENSOR_KEYS, Graph, GraphError, Node
+from lipctrl.certificates.checker.implicit import ImplicitLayer
 from lipctrl.certificates.checker.intervals import Array, Interval, down, up
 from lipctrl.certificates.checker.network import Place
 
@@ -65,10 +66,14 @@ class Local(Enclosed):
 
 @dataclass(frozen=True)
 class LocalSlopes:
-    """``output`` of the graph on each cell, and the slopes (B, n) of its coordinate-wise nodes by their place."""
+    """``output`` of the graph on each cell, and the slopes (B, n) of its coordinate-wise nodes by their place.
+
+    ``spread`` takes |a| (k, B, n) to the most that a (x - c) can be in the cells, where it is known.
+    """
 
     output: Local
     nodes: dict[Place, Interval]
+    spread: Callable[[Array], Array] | None = None
 
 
 def local_slopes(graph: Graph, cells: Cells, remembered: Remembered | None = None) -> LocalSlopes:
@@ -118,19 +123,24 @@ class LocalAlgebra(EnclosureAlgebra):
             elif node.op == "recentre":
                 inner = self.run(node.attributes["graph"], operands[0], (*path, index))
                 there = self._remembered(value_at_point, node.attributes["graph"], node.attributes["point"])
-                values.append(Local(inner.value - there, inner.centre - there, inner.slope, inner.linear, inner.error))
+                values.append(self._shifted(inner, -there))
             elif node.op in ("min", "max") and graph.nodes[node.inputs[0]].op == "constant":
                 values.append(getattr(self, node.op)(*operands[::-1]))
             else:
-                attributes = {k: graph.tensors[v] if k in ("weight", "bias") and v is not None else v for k, v in node.attributes.items()}
+                attributes = {k: graph.tensors[v] if k in TENSOR_KEYS and v is not None else v for k, v in node.attributes.items()}
                 values.append(getattr(self, node.op)(*operands, **attributes))
         return values[output]
+
+    def _shifted(self, x: Local, by: Interval) -> Local:
+        return Local(x.value + by, x.centre + by, x.slope, x.linear, x.error)
 
     # --- affine forms -------------------------------------------------------------------------------------------------
 
     def _formed(self, value: Interval, centre: Interval, slope: Interval | None, linear: Interval | None, error: Array) -> Local:
         if linear is None:
             return Local(value.intersect(Interval(down(centre.low - error), up(centre.high + error))), centre, slope, None, error)
+        size = value.low.shape[1]  # a signal of length 1 may have been repeated
+        slope, linear, error = slope and sized(slope, size), sized(linear, size), np.broadcast_to(error, (len(error), size))
         spread = up(self._spread(linear.magnitude) + error)
         return Local(value.intersect(Interval(down(centre.low - spread), up(centre.high + spread))), centre, slope, linear, error)
 
@@ -251,6 +261,20 @@ class LocalAlgebra(EnclosureAlgebra):
     def group_sort(self, x: Enclosed, group_size: int) -> Local:
         raise GraphError("group_sort: write sorts as absolute values before their slopes are sought")
 
+    def implicit(self, x: Enclosed, weight: Array, metric: Array, activation: str) -> Local:
+        """Between solutions z for v and z' for v', z' - z = (I - S D)^-1 S (v' - v), with S in the slopes over all that may enter."""
+        x, layer = cast(Local, x), self._remembered(ImplicitLayer, weight, metric, activation)
+        scalars = SCALARS[activation]
+        wide = x.value.hull(x.centre)  # the centre of a form need not be a value
+        value = layer.enclose(wide, *scalars)
+        self.nodes[self._place] = slopes = scalars[1](iv.affine(value, layer.weight, None) + wide)
+        if x.linear is None or x.slope is None:
+            return _steady(value)
+        middle, deviation = layer.enclose_slopes(x.linear, slopes).centre_radius()
+        error = up(self._spread(deviation) + layer.reach(x.error))
+        centre = layer.enclose(x.centre, *scalars)
+        return self._formed(value, centre, layer.enclose_slopes(x.slope, slopes), iv.point(middle), error)
+
     def select(self, x: Enclosed, indices: tuple[int, ...]) -> Local:
         x, at = cast(Local, x), list(indices)
         slope, linear = (None if s is None else s.take(at) for s in (x.slope, x.linear))
@@ -264,6 +288,13 @@ class LocalAlgebra(EnclosureAlgebra):
         linear = super().concatenate(*(Enclosed(p.value, p.centre, cast(Local, p).linear) for p in parts)).slope
         error = np.concatenate([np.broadcast_to(cast(Local, p).error, (batch, p.value.low.shape[1])) for p in parts], 1)
         return Local(whole.value, whole.centre, whole.slope, linear, error)
+
+
+def sized(x: Interval, size: int) -> Interval:
+    """The same with so many coordinates."""
+    if x.low.shape[-1] == size:
+        return x
+    return Interval(*(np.broadcast_to(end, (*end.shape[:-1], size)) for end in (x.low, x.high)))
 
 
 def _steady(value: Interval) -> Local:

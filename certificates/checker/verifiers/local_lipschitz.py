@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
@@ -25,12 +25,22 @@ import numpy as np
 
 from lipctrl.certificates.checker import intervals as iv
 from lipctrl.certificates.checker.bundle import Certificate, fields, floats, graph_cost
+from lipctrl.certificates.checker.curved import Curved, curved_slopes
 from lipctrl.certificates.checker.definite import MAX_BALL_ORDER, OutOfRange, require_ieee_products
+from lipctrl.certificates.checker.derivatives import is_curved
 from lipctrl.certificates.checker.domain import Domain, Leaf, read_domain, read_leaves
 from lipctrl.certificates.checker.enclosure import Remembered
 from lipctrl.certificates.checker.graph import Graph, GraphError
 from lipctrl.certificates.checker.intervals import Array, Interval, UnsafeArithmetic
-from lipctrl.certificates.checker.jacobian import gain_is_at_most, quick_gains, row_gains, scaled
+from lipctrl.certificates.checker.jacobian import (
+    Family,
+    family_gains,
+    family_row_gains,
+    gain_is_at_most,
+    quick_gains,
+    row_gains,
+    scaled,
+)
 from lipctrl.certificates.checker.local_slopes import LocalSlopes, local_slopes
 from lipctrl.certificates.checker.network import Affine, Network, Place, read_network
 from lipctrl.certificates.checker.products import products_of_norms
@@ -56,6 +66,7 @@ MAX_PROOFS = 4096  #: leaves with a proof of their own
 MAX_WORK = 3_000_000_000  #: units of work on the slopes of leaves, see ``checker/work.py``
 MAX_PRODUCTS = 1e12  #: multiplications for the proofs of leaves
 PER_VALUE = 5e4  #: multiplications in the time that the exact slopes of one value take
+MAX_CURVED_INPUTS = 64  #: that vary, for slopes to first order
 PER_FACTOR = 100  #: units of work, beside one for each input, that one factor of a range takes
 _SHOWN_INPUTS = 6  #: a sentence names the ends of a domain with so many inputs
 
@@ -72,13 +83,15 @@ class Problem:
     scale_in: Vector
     scale_out: Vector
     remembered: Remembered
+    curved: bool = False  #: slopes are enclosed to first order
 
     def slopes(self, low: Array, high: Array) -> tuple[LocalSlopes, Array]:
         """Slopes on boxes (B, n) of the domain, and which of them surely hold no point of it. Raises Rejected."""
         try:
             cells, empty = self.domain.cells(low, high)
             with np.errstate(all="ignore"):
-                return local_slopes(self.graph, cells, self.remembered), empty
+                enclose_slopes = curved_slopes if self.curved else local_slopes
+                return enclose_slopes(self.graph, cells, self.remembered), empty
         except GraphError as error:
             raise Rejected(str(error)) from error
         except OverflowError as error:
@@ -97,11 +110,36 @@ class Problem:
 
     def matrices(self, found: LocalSlopes, batch: int) -> Interval:
         """The scaled interval matrices (B, n_out, k) of the whole graph."""
-        free, slope = self.domain.free, found.output.slope
-        shape = (len(free), batch, len(self.scale_out))
-        ends = (np.zeros(1),) * 2 if slope is None else (slope.low, slope.high)
+        slope = found.output.slope
+        return self._scaled(iv.point(np.zeros((1, 1, 1))) if slope is None else slope, batch)
+
+    def family(self, found: LocalSlopes, batch: int) -> Family | None:
+        """The same to first order, where that is known."""
+        model = found.output.model if isinstance(found.output, Curved) else None
+        if model is None or found.spread is None:
+            return None
+        parts, error = None, self._scaled(Interval(-model.play, model.play), batch).high
+        if model.bend is not None:
+            k, size = len(self.domain.free), len(self.scale_out)
+            ends = (np.broadcast_to(end, (k, k, batch, size)).swapaxes(0, 1) for end in (model.bend.low, model.bend.high))
+            flat = self._scaled(Interval(*(end.reshape(k, k * batch, size) for end in ends)), k * batch)
+            parts = Interval(*(end.reshape(k, batch, size, k) for end in (flat.low, flat.high)))
+        return Family(self._scaled(model.linear, batch), parts, error, found.spread)
+
+    def _scaled(self, slope: Interval, batch: int) -> Interval:
+        free, shape = self.domain.free, (len(self.domain.free), batch, len(self.scale_out))
         scales = iv.from_fractions(tuple(self.scale_in[i] for i in free)), iv.from_fractions(self.scale_out)
-        return scaled(Interval(*(np.broadcast_to(end, shape) for end in ends)), *scales)
+        return scaled(Interval(*(np.broadcast_to(end, shape) for end in (slope.low, slope.high))), *scales)
+
+    def gains(self, found: LocalSlopes, batch: int) -> Array:
+        """Bounds (B,) on cells by their slopes alone, quickly; the first order is looked at where it is known."""
+        with np.errstate(all="ignore"):
+            matrices, family = self.matrices(found, batch), self.family(found, batch)
+            gains = (quick_gains if self.norm == "l2" else row_gains)(matrices)
+            if family is not None:
+                others = family_gains(family) if self.norm == "l2" else family_row_gains(family, matrices)
+                gains = np.where(others < gains, others, gains)
+        return gains
 
     def network(self, found: LocalSlopes, index: int) -> Network:
         """The network form on one cell, with the slopes of its activations there."""
@@ -123,9 +161,11 @@ class Problem:
     def work(self) -> Work:
         """The work on one leaf without a proof of its own."""
         k, m = len(self.domain.free), len(self.scale_out)
-        cell, batch, floats_kept = work_of_graph(self.graph, 2 * k + 8)
+        second = k * (k + 2) if self.curved else 0
+        cell, batch, floats_kept = work_of_graph(self.graph, 2 * k + 8 + second)
         careful = 0 if min(k, m) == 1 or self.norm == "linf" else 30_000 + 4 * (min(k, m) ** 3 + k * m * min(k, m)) // 100
-        return Work(3 * cell + 20 * k * m + careful, 3 * batch, 2 * floats_kept + 12 * k * m)
+        turned = 2000 + second * m * (40 + (k + m) // 4) if self.curved else 0
+        return Work(3 * cell + 20 * k * m + careful + turned, (3 + self.curved) * batch, 2 * floats_kept + (12 + second) * k * m)
 
 
 def read_problem(graph: Graph, claim: Mapping[str, Any]) -> tuple[Problem, float]:
@@ -141,7 +181,9 @@ def read_problem(graph: Graph, claim: Mapping[str, Any]) -> tuple[Problem, float
         enclose([*scale], [*scale])  # refuses what is beyond float64
     domain = read_domain(table["domain"], size, table["norm"], scale_in)
     bound = float(floats([table["bound"]], 1, "bound")[0])
-    return Problem(without_sorts(graph), domain, table["norm"], scale_in, scale_out, Remembered()), bound
+    problem = Problem(without_sorts(graph), domain, table["norm"], scale_in, scale_out, Remembered())
+    curved = replace(problem, curved=is_curved(problem.graph) and len(domain.free) <= MAX_CURVED_INPUTS)
+    return curved if curved.work().cells_at_once else problem, bound
 
 
 def prove_local(graph: Graph, claim: Mapping[str, Any], evidence: Mapping[str, Any]) -> float:
@@ -194,9 +236,9 @@ def _prove_plain(problem: Problem, bound: float, leaves: list[Leaf]) -> None:
 
 
 def _prove_slopes(problem: Problem, bound: float, leaves: list[Leaf], found: LocalSlopes, empty: Array) -> None:
+    gains = problem.gains(found, len(leaves))
     with np.errstate(all="ignore"):
         matrices = problem.matrices(found, len(leaves))
-        gains = (quick_gains if problem.norm == "l2" else row_gains)(matrices)
     for index in np.flatnonzero(~(empty | (gains <= bound))):
         if problem.norm != "l2" or not gain_is_at_most(Interval(matrices.low[index], matrices.high[index]), bound):
             box = f"{leaves[index].low.tolist()} .. {leaves[index].high.tolist()}"
