@@ -77,7 +77,7 @@ def test_stages_are_proved_and_grow_better(op, attributes):
     """Larger stages see more; one that holds the whole chain finds the optimum."""
     graph = network((4, 9, 10, 8, 7, 3), op, **attributes)
     chain, ones = read_chain(graph), ones_of(graph)
-    optimum = certify_lipschitz(graph, witness=False, tolerance=1e-6).upper.value
+    optimum = certify_lipschitz(graph, splits=0, witness=False).upper.value
     bounds = []
     for order in (0, 1, 25, 200):
         found = eclipse(chain, *ones, order=order, tolerance=1e-4)
@@ -160,7 +160,7 @@ def test_products_of_windows_hold_on_random_pairs(seed, order):
 def test_windows_of_every_activation(op, attributes):
     graph = network((3, 10, 10, 10, 10, 2), op, **attributes)
     net, ones = read_network(graph), ones_of(graph)
-    optimum = certify_lipschitz(graph, witness=False).upper.value
+    optimum = certify_lipschitz(graph, splits=0, witness=False).upper.value
     bounds = [bound_by_windows(net, *ones, 1e-4, order=order) for order in (1, 24, 36)]
     for bound, evidence in bounds:
         assert proves(graph, bound, evidence) and not proves(graph, bound * (1 - 1e-9), evidence)
@@ -286,15 +286,15 @@ def test_accepted_mutants_of_windows_are_true(tmp_path):
 def test_large_networks_are_searched_in_parts(monkeypatch):
     """The same network as if it were large, larger than one matrix, and no chain."""
     graph = network((3, 12, 12, 12, 12, 12, 2), seed=2)
-    small = certify_lipschitz(graph, witness=False).upper
+    small = certify_lipschitz(graph, splits=0, witness=False).upper
     product = math.prod(float(np.linalg.norm(graph.tensors[f"w{k}"], 2)) for k in range(6))
     monkeypatch.setattr(certify, "MAX_NEWTON_ORDER", 20)
     monkeypatch.setattr(certify, "WINDOW_ORDER", 30)
-    stages = certify_lipschitz(graph, witness=False)
+    stages = certify_lipschitz(graph, splits=0, witness=False)
     assert stages.upper.method == "multipliers" and small.value <= stages.upper.value < 0.5 * product
     monkeypatch.setattr(certify, "MAX_ORDER", 20)
     lines = []
-    windows = certify_lipschitz(graph, witness=False, progress=lambda fraction, message, best: lines.append(message))
+    windows = certify_lipschitz(graph, splits=0, witness=False, progress=lambda fraction, message, best: lines.append(message))
     assert windows.upper.method == "norm-product" or windows.upper.value < product
     assert stages.check().level == windows.check().level == "proved"
 

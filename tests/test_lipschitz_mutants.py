@@ -203,7 +203,7 @@ def valid(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     generator = torch.Generator().manual_seed(0)
     scales = {"observation_scale": ["0.3", 2], "action_scale": "1.5", "equilibrium_observation": [0, 0]}
     sandwich = lipschitz_policy(2, [-2], [2], 3.0, hidden=(4, 3), generator=generator, **scales).export()
-    certify_lipschitz(sandwich, witness=False).write(folder / "multipliers")
+    certify_lipschitz(sandwich, splits=0, witness=False).write(folder / "multipliers")
     cayley = lipschitz_policy(2, [-2], [2], 3.0, hidden=(3,), layer="cayley", activation="maxmin", generator=generator, **scales)
     graph = cayley.graph()
     claim, evidence = cayley.lipschitz_proof(graph)
@@ -214,7 +214,7 @@ def valid(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     claim, evidence = residual.lipschitz_proof(graph)
     write_certificate(folder / "residual", kind="lipschitz-bound", claim=claim, policy=graph, evidence=evidence)
     beside = LipschitzPolicy(LinearPlusMLP(2, (3, 2), 2, generator=generator), **skips)
-    certify_lipschitz(beside, "linf", input_scale=["1/2", 3], witness=False).write(folder / "maximum")
+    certify_lipschitz(beside, "linf", input_scale=["1/2", 3], splits=0, witness=False).write(folder / "maximum")
     assert [check(folder / name).level for name in METHODS] == ["proved"] * len(METHODS)
     return {name: folder / name for name in METHODS}
 
