@@ -31,6 +31,7 @@ class Lipschitz(Verb):
     """Prove an upper bound of a network's Lipschitz constant, in physical units, and find a pair of points from below.
 
     The upper bound is a certificate that the checker has verified; the lower bound is a steep pair, evaluated rigorously.
+    With --monotone: prove which outputs never fall, or never rise, when an input rises.
     """
 
     EXAMPLE: ClassVar[str] = "  lipctrl lipschitz runs/quickstart/policy --norm l2 --out runs/bound"
@@ -47,6 +48,10 @@ class Lipschitz(Verb):
     """Centre of a ball of observations, in the norm of the bound, in place of a box."""
     radius: Annotated[str | None, tyro.conf.arg(metavar="NUMBER")] = None
     """Radius of the ball."""
+    monotone: bool = False
+    """In place of a bound: signs of outputs when one input rises, on the box, or the box around the ball, or everywhere."""
+    signs: Annotated[tuple[Literal[1, 0, -1], ...], tyro.conf.arg(metavar="1|0|-1 ...")] = ()
+    """With --monotone: what to prove, one row after the other for each output: 1 never falls, -1 never rises, 0 nothing; else found."""
     budget_s: float = 20.0
     """Seconds for the search on a box or ball."""
     activation_ulp: int | None = None
@@ -85,7 +90,12 @@ class Lipschitz(Verb):
         )
         for note in (*network.notes, *UNITS.get(network.units, ())):
             console.warn(note)
-        folder = output_folder(self.out or f"runs/lipschitz-{network.graph.digest()[:12]}{'-local' if self._is_local else ''}")
+        suffix = ("-local" if self._is_local else "") + ("-monotone" if self.monotone else "")
+        folder = output_folder(self.out or f"runs/lipschitz-{network.graph.digest()[:12]}{suffix}")
+        if self.monotone:
+            outcome = self._monotone(network.graph, folder, console)
+            write_results(folder, "lipschitz", outcome)
+            return outcome
         with console.task("bounding") as progress:
             found = self._certified(network.graph, progress)
             path = found.write(folder / "certificate")
@@ -128,6 +138,8 @@ class Lipschitz(Verb):
             raise InputError("a bound on a box needs --low and --high, one on a ball --centre and --radius: expected one pair or none")
         if self.activation_ulp is not None and not 1 <= self.activation_ulp <= 1024:
             raise InputError(f"--activation-ulp is {self.activation_ulp}, expected a whole number from 1 to 1024")
+        if self.signs and not self.monotone:
+            raise InputError("--signs says what to prove with --monotone: expected both or only --monotone")
         if not 0 < self.budget_s < math.inf:
             raise InputError(f"the budget is {self.budget_s} s, expected a positive number of seconds")
 
@@ -152,8 +164,19 @@ class Lipschitz(Verb):
 
         if not self._is_local:
             return certify_lipschitz(graph, self.norm, seed=self.seed, progress=progress)
+        self._check_sizes(graph)
+        return certify_local_lipschitz(graph, self.norm, **self._domain, budget=Budget(self.budget_s, seed=self.seed), progress=progress)
+
+    def _check_sizes(self, graph: Graph) -> None:
         (size,) = graph.input_sizes.values()
         for name, values in (("low", self.low), ("high", self.high), ("centre", self.centre)):
             if values and len(values) != size:
                 raise InputError(f"--{name} has {len(values)} numbers, expected {size}, one for each observation")
-        return certify_local_lipschitz(graph, self.norm, **self._domain, budget=Budget(self.budget_s, seed=self.seed), progress=progress)
+
+    def _monotone(self, graph: Graph, folder: Path, console: Console) -> Outcome:
+        from lipctrl.certificates.lipschitz import Budget
+        from lipctrl.cli.monotone import monotone_outcome
+
+        self._check_sizes(graph)
+        domain = self._domain if self._is_local else {}
+        return monotone_outcome(graph, self.signs, domain, Budget(self.budget_s, seed=self.seed), folder, console)
