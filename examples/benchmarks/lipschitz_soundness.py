@@ -2,6 +2,8 @@
 
     python examples/benchmarks/lipschitz_soundness.py run --count 10000 --out soundness.jsonl
     python examples/benchmarks/lipschitz_soundness.py run --count 10000 --shard 1 --shards 2 --out soundness-1.jsonl
+    python examples/benchmarks/lipschitz_soundness.py run --count 10000 --most-layers 2 --activations group_sort relu --out part.jsonl
+    python examples/benchmarks/lipschitz_soundness.py run --numbers 9629 4927 --out some.jsonl
     python examples/benchmarks/lipschitz_soundness.py summary soundness*.jsonl
 
 Network ``i`` follows from ``i`` alone, so a run that was stopped goes on where it was. Six of ten have 3 to 20 hidden layers of 16
@@ -162,6 +164,9 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=10_000)
     parser.add_argument("--shard", type=int, default=0)
     parser.add_argument("--shards", type=int, default=1)
+    parser.add_argument("--numbers", type=int, nargs="*", help="only these networks")
+    parser.add_argument("--most-layers", type=int, default=20, help="only networks with at most so many hidden layers")
+    parser.add_argument("--activations", nargs="*", default=[*PLAIN, *OTHER], help="only networks with one of these")
     parser.add_argument("--out", type=Path, default=Path("lipschitz_soundness.jsonl"))
     options = parser.parse_args()
     files = options.files if options.what == "summary" else [options.out]
@@ -172,8 +177,9 @@ def main() -> None:
         rows = [row for row in rows if "refused" not in row]  # these are tried again
         done = {row["index"] for row in rows}
         with options.out.open("a", encoding="utf-8") as file:
-            for index in range(options.shard, options.count, options.shards):
-                if index not in done:
+            for index in options.numbers or range(options.shard, options.count, options.shards):
+                about = random_network(index)[1]
+                if index not in done and about["depth"] <= options.most_layers and about["op"] in options.activations:
                     rows.append(judge(index))
                     file.write(json.dumps(rows[-1]) + "\n")
                     file.flush()
