@@ -1,11 +1,12 @@
 """Proofs of global bounds by vertices: the slopes of units are split, one after the other, into the two ends of their intervals.
 
-Between two inputs each unit j has a slope s_j in [a_j, b_j] (any, where nothing enters it), and dy = J(s) dx. In a feed-forward
-network a unit is on every path at most once, so J is affine in each single s_j while the others are held, and so the norm of
-S_out J S_in^-1, any norm, is convex in s_j: over [a_j, b_j] it is greatest at a_j or at b_j. Hence its supremum over a box of
-slopes is the greater of those over the two boxes with s_j = a_j and with s_j = b_j, and, split after split, the greatest over the
-leaves of a binary tree. The bound is at least each of these: a leaf's proof is evidence of the kinds without a tree for the network
-with the slopes of that leaf, where units that are split are linear, and it bounds |dy| for every s in the leaf's box.
+Between two inputs each unit j has a slope s_j in [a_j, b_j] (any, where nothing enters it), and dy = J(s) dx. No path comes to a
+unit twice, so J is affine in each single s_j while the others are held, and so the norm of S_out J S_in^-1, any norm, is convex in
+s_j: over [a_j, b_j] it is greatest at a_j or at b_j. Hence its supremum over a box of slopes is the greater of those over the two
+boxes with s_j = a_j and with s_j = b_j, and, split after split, the greatest over the leaves of a binary tree. The bound is at least
+each of these: a leaf's proof is evidence of the kinds without a tree for the network with the slopes of that leaf, where units that
+are split are linear, and it bounds |dy| for every s in the leaf's box. Implicit layers, in which paths are circles, are not split:
+while their slopes are held they are matrices on the paths of the others.
 
 Sorted groups are absolute values of differences here (see :mod:`lipctrl.certificates.checker.sorts`), with slopes in [-1, 1]:
 ends are exchanges of neighbours, or none. The file says which units are split and no more: slopes come from the graph.
@@ -21,7 +22,7 @@ import numpy as np
 
 from lipctrl.certificates.checker.bundle import fields
 from lipctrl.certificates.checker.intervals import Array
-from lipctrl.certificates.checker.network import Activation, Network
+from lipctrl.certificates.checker.network import Activation, Layer, Network
 from lipctrl.certificates.checker.verdict import Rejected
 from lipctrl.certificates.checker.verifiers.lipschitz_bound import prove_network
 from lipctrl.certificates.checker.verifiers.local_lipschitz import products_of
@@ -88,7 +89,7 @@ def split(network: Network, entry: list[Any]) -> tuple[Network, Network]:
     """
     if len(entry) != 2 or not all(type(index) is int for index in entry):
         raise Rejected("a split of a vertex must be [layer, unit]")
-    places = [place for place, signal in enumerate(network.signals) if isinstance(signal, Activation)]
+    places = [place for place, signal in enumerate(network.signals) if isinstance(signal, Layer)]
     layer, unit = entry
     if not 0 <= layer < len(places):
         raise Rejected(f"a split names layer {layer}, this network has {len(places)}")

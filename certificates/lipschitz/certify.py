@@ -64,10 +64,10 @@ def certify_lipschitz(
     of absolute values) along the network and the best bound that one multiplier for each unit (or sorted group) proves, sought to
     the relative ``tolerance`` in its square; ``multipliers`` for l2 that are known, in the form of
     ``LipschitzMLP.multipliers()``, save that search. At most ``splits`` times the slope of a unit is then split into its two ends, as
-    long as the bound is more than ``tolerance`` above the floor; without a number, only where it is 10 % above in a network of at
-    most SPLIT_ORDER variables. Networks of more than MAX_NEWTON_ORDER variables are searched in parts, and
-    the parts' multipliers proved together or, where even that is too large, one by one. Whatever comes back was accepted by the
-    checker's code, on the graph read back from its file form. Without scales the bound is in physical units; with them
+    long as the bound is more than ``tolerance`` above the floor; without a number, for l2 only and where it is 10 % above in a network
+    of at most SPLIT_ORDER variables. Networks of more than MAX_NEWTON_ORDER variables are searched in parts, and the parts'
+    multipliers proved together or, where even that is too large, one by one. Whatever comes back was accepted by the checker's code,
+    on the graph read back from its file form. Without scales the bound is in physical units; with them
     |S_out (f(x) - f(y))| <= bound |S_in (x - y)|, positive numbers, one for each coordinate or one for all.
     ``witness=False`` leaves out the lower bound and the floor. Equal seeds give equal results.
 
@@ -84,7 +84,7 @@ def certify_lipschitz(
     restarts = 1000 if order <= SPLIT_ORDER else 100 if order <= MAX_NEWTON_ORDER else 10
     floor = pattern_floor(problem.network, problem.scale_in, problem.scale_out, norm, restarts, seed)
     upper = _upper_bound(problem, multipliers, tolerance, floor, progress)
-    if multipliers is None or splits is not None:
+    if splits is not None or (norm == "l2" and multipliers is None):
         upper = _at_vertices(problem, upper, splits, tolerance, floor, progress)
     progress(0.9, f"upper bound {rounded_up(upper.value)}, looking for a witness", upper)
     lower = None
