@@ -14,15 +14,17 @@ from lipctrl.certificates.checker.verdict import Rejected
 from lipctrl.certificates.checker.verifiers.lipschitz_bound import rounded_up
 from lipctrl.certificates.checker.verifiers.local_lipschitz import MAX_LEAVES, PROPERTY, Problem, prove_local, read_problem
 from lipctrl.certificates.lipschitz.certify import HasGraph
-from lipctrl.certificates.lipschitz.local_search import Search, tree_of
+from lipctrl.certificates.lipschitz.local_search import Search
 from lipctrl.certificates.lipschitz.local_witness import WitnessSearch
 from lipctrl.certificates.lipschitz.records import LipschitzCertificate, LowerBound, UpperBound
+from lipctrl.certificates.lipschitz.unit_search import UnitSearch
 from lipctrl.core.errors import InputError, LipctrlError
 from lipctrl.core.progress import Progress, no_progress
 from lipctrl.core.rationals import rational, rationals
 
 MARGIN = 1e-9  #: relative, between the bound that was found and the one that is claimed
-SHARE = 0.15  #: of the time for multipliers on few cells, at least
+SHARE = 0.3  #: of the time for multipliers on few cells, at least
+AnySearch = Search | UnitSearch
 _SIZES = (1.0, 1 + 1e-7, 1 + 1e-5, 1 + 1e-3)  #: of the claimed bound, should the checker refuse a smaller one
 
 
@@ -118,7 +120,8 @@ class _Certifier:
         """Search, then prove."""
         if not len(self.problem.domain.free):
             return LipschitzCertificate(self.graph, self._proved(0.0, [None], []), None, None)
-        searches = [Search(self.problem, by_multipliers) for by_multipliers in (True, False)]
+        few = UnitSearch.where_it_helps(self.problem) or Search(self.problem, True)
+        searches = [few, Search(self.problem, False)]
         try:
             self._improve(None)
             self._search(searches)
@@ -132,7 +135,7 @@ class _Certifier:
         for size in _SIZES:
             bound = upper * (1 + MARGIN) * size
             try:
-                proved = self._proved(bound, *tree_of(search.root, bound))
+                proved = self._proved(bound, *search.tree(bound))
             except Rejected:
                 continue
             self.progress(1.0, f"upper bound {rounded_up(bound)}", proved)
@@ -143,13 +146,13 @@ class _Certifier:
     def _least(self) -> float:
         return 0.0 if self.lower is None else self.lower.value
 
-    def _search(self, searches: list[Search]) -> None:
+    def _search(self, searches: list[AnySearch]) -> None:
         """In turns, until the bounds meet or the budget is spent."""
         begun = time.monotonic()
         enough = self._least * (1 + self.budget.tolerance)
         while (best := _best(searches)).upper > enough and best.cells < min(self.budget.cells, MAX_LEAVES):
             left = self.budget.seconds - (time.monotonic() - begun)
-            if left <= 0:
+            if left <= 0 or (best.exhausted and math.isfinite(best.upper)):
                 break
             spent = 1 - left / self.budget.seconds
             self.progress(0.1 + 0.8 * spent, f"bound {rounded_up(best.upper)} on {best.cells} cells (not yet proved)", None)
@@ -158,7 +161,7 @@ class _Certifier:
                 break
             chosen.step(enough, left)
 
-    def _next(self, few: Search, many: Search, left: float) -> Search | None:
+    def _next(self, few: AnySearch, many: AnySearch, left: float) -> AnySearch | None:
         """Many cells as long as they promise to end below what multipliers on few have reached; these get a share of the time anyway."""
         behind = few.seconds <= SHARE * (few.seconds + many.seconds)
         order = [few, many] if behind or many.promise(self._least, left) >= few.upper else [many, few]
@@ -177,5 +180,5 @@ class _Certifier:
         return UpperBound(float(bound), "cells", claim, evidence)
 
 
-def _best(searches: list[Search]) -> Search:
+def _best(searches: list[AnySearch]) -> AnySearch:
     return min(searches, key=lambda search: search.upper)

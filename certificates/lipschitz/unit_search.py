@@ -16,10 +16,11 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 import numpy as np
+from scipy.optimize import linprog
 
-from lipctrl.certificates.checker import intervals as iv
 from lipctrl.certificates.checker.domain import MAX_HALF_LINES, HalfLine, halves
 from lipctrl.certificates.checker.enclosure import Enclosed
+from lipctrl.certificates.checker.graph import Graph
 from lipctrl.certificates.checker.intervals import Array, Interval
 from lipctrl.certificates.checker.jacobian import quick_gains, row_gains
 from lipctrl.certificates.checker.local_slopes import Local, LocalSlopes
@@ -156,14 +157,21 @@ class UnitSearch:
         """The bound on the whole domain so far."""
         return -self._heap[0][0] if self._heap else 0.0
 
+    @classmethod
+    def where_it_helps(cls, problem: Problem) -> UnitSearch | None:
+        """A search for this problem, or ``None`` where its graph has no kinks, or what is uncertain in it is mostly smooth."""
+        if not _has_kinks(problem.graph):
+            return None
+        search = cls(problem)
+        return search if math.isfinite(search.upper) and not isinstance(search.root.split, int) else None
+
     def promise(self, lower: float, seconds: float) -> float:
         """The bound to be expected after so many more seconds."""
         return promised(lower, self.upper, self.seconds, seconds, len(self.problem.domain.free))
 
     def worst(self, count: int) -> Array:
-        """Middles of the boxes with the greatest bounds, (count, n)."""
-        leaves = [entry[-1] for entry in heapq.nsmallest(count, self._heap)]
-        return np.array([0.5 * leaf.low + 0.5 * leaf.high for leaf in leaves])
+        """Points well inside the leaves with the greatest bounds, (count, n)."""
+        return np.array([_point_inside(leaf, self.problem.domain.free) for _, _, _, leaf in heapq.nsmallest(count, self._heap)])
 
     def step(self, enough: float, seconds: float) -> None:
         """One slice of work, with ``seconds`` left."""
@@ -265,6 +273,24 @@ class UnitSearch:
         return tree, proofs
 
 
+def _point_inside(leaf: Leaf, free: Array) -> Array:
+    """A point of the leaf's box that is as far as possible from its border and from where a half-line ends, about."""
+    point, radius = 0.5 * leaf.low + 0.5 * leaf.high, (0.5 * leaf.high - 0.5 * leaf.low)[free]
+    if leaf.margins is None or not leaf.half_lines or not len(free):
+        return point
+    rows = -_middle(leaf.margins.linear).T * radius
+    normals = np.column_stack([rows, np.abs(rows).sum(1)])
+    limits = [*[(-1.0, 1.0)] * len(free), (None, 1.0)]
+    result = linprog(np.append(np.zeros(len(free)), -1.0), A_ub=normals, b_ub=leaf.margins.constant, bounds=limits)
+    if result.status == 0:
+        point[free] += radius * result.x[:-1]
+    return point
+
+
+def _has_kinks(graph: Graph) -> bool:
+    return any(node.op in KINKED or (node.op == "recentre" and _has_kinks(node.attributes["graph"])) for node in graph.nodes)
+
+
 def _entry(leaf: Leaf, index: int) -> Any:
     proof = None if leaf.proof is None else index
     if not leaf.half_lines:
@@ -316,6 +342,9 @@ def _choice(problem: Problem, leaf: Leaf, algebra: Narrowing, matrix: Interval) 
     uncertain = float((smooth / np.maximum(algebra.radius, 1e-300) * np.abs(direction)).sum())
     if unit is not None and kinked >= uncertain and len(leaf.half_lines) < MAX_HALF_LINES:
         return unit
+    radius = 0.5 * matrix.high - 0.5 * matrix.low
+    if unit is None and not smooth.any() and float(np.abs(radius).sum()) <= 1e-9 * float(matrix.magnitude.sum()):
+        return None  # linear on this leaf: nothing else is known to help
     middle = 0.5 * leaf.low[free] + 0.5 * leaf.high[free]
     can = (leaf.low[free] < middle) & (middle < leaf.high[free])
     blame = np.where(can, np.where(smooth > 0, smooth, 0.0) + 1e-12 * (leaf.high[free] - leaf.low[free]), -1.0)
