@@ -54,6 +54,7 @@ TESTS = {  # tests made for the file, which take seconds
     "slopes.py": ["checker_network"],
     "sorts.py": ["checker_sorts"],
     "verdict.py": ["checker_verdict"],
+    "vertices.py": ["checker_vertices"],
     "windows.py": ["checker_network"],
     "work.py": ["checker_work", "checker_attacks"],
     "writing.py": ["checker_kinds"],
