@@ -259,10 +259,10 @@ class EnclosureAlgebra:
 
     def implicit(self, x: Enclosed, weight: Array, metric: Array, activation: str) -> Enclosed:
         layer = self._remembered(ImplicitLayer, weight, metric, activation)
-        function, quotients = SCALARS[activation]
-        value, centre, slope = layer.enclose(x.value, function), layer.enclose(x.centre, function), None
+        scalars = SCALARS[activation]
+        value, centre, slope = layer.enclose(x.value, *scalars), layer.enclose(x.centre, *scalars), None
         if x.slope is not None:
-            slope = layer.enclose_slopes(x.slope, quotients(iv.affine(value, layer.weight, None) + x.value))
+            slope = layer.enclose_slopes(x.slope, scalars[1](iv.affine(value, layer.weight, None) + x.value))
         return self._tightened(value, centre, slope)
 
     def recentre(self, x: Enclosed, graph: Graph, point: tuple[Fraction, ...], offset: Array) -> Enclosed:

@@ -25,17 +25,20 @@ from flint import ctx
 
 from lipctrl.certificates.checker.definite import BALL_PRECISION, OutOfRange, balls, exact, is_definite_in_balls, is_semidefinite
 from lipctrl.certificates.checker.graph import Graph, GraphError
-from lipctrl.certificates.checker.intervals import UNIT, Array, Interval, UnsafeArithmetic, affine, down, point, up
+from lipctrl.certificates.checker.intervals import UNIT, Array, Interval, UnsafeArithmetic, affine, around, down, gamma, point, up
 
 MAX_UNITS = 1024  #: of an implicit layer
 LEAST_MARGIN = 2.0**-100  #: smaller ones are not looked for
-SWEEPS = 8  #: of interval iteration after the first enclosure
+SWEEPS = 4  #: of interval iteration after the first enclosure
 SPLITTINGS = 40  #: steps of the splitting between two looks at the residual
 TURNS = 8  #: looks, where the solution is only an approximation to begin a proof with
 MAX_TURNS = 50  #: looks, where it is the answer
 MAX_FLOATS = 1 << 22  #: in the matrices of Newton steps at one time
 
 _SHARES = (1 - 2.0**-40, 1 - 2.0**-24, 1 - 2.0**-10, 0.5)  #: of the estimated margin: what is tried to be proved
+
+
+Scalar = Callable[[Interval], Interval]  #: what a scalar function does to intervals
 
 
 def require_well_posed(graph: Graph) -> None:
@@ -108,24 +111,60 @@ class ImplicitLayer:
         """:func:`reach` in this layer."""
         return reach(self.metric, self.margin, miss)
 
-    def enclose(self, v: Interval, phi: Callable[[Interval], Interval]) -> Interval:
-        """Intervals (B, n) that hold z for every v in (B, n); ``phi`` encloses the activation. NaN where nothing is known."""
-        centre, radius = v.centre_radius()
+    def enclose(self, v: Interval, phi: Scalar, quotients: Scalar) -> Interval:
+        """Intervals (B, n) that hold z for every v in (B, n); NaN where nothing is known.
+
+        ``phi`` encloses the activation and ``quotients`` its difference quotients over an interval: around s = phi(D y + u) with
+        y near the solution for the middle u, z - s = S (D (z - s) + c) with c = D (s - y) + v - u.
+        """
+        centre, _ = v.centre_radius()
         y = point(self.solver(centre)[0])
-        s = phi(affine(y, self.weight, None) + point(centre))
-        far = self.reach(up(affine(s - y, self.weight, None).magnitude + radius))
+        before = affine(y, self.weight, None) + point(centre)
+        s = phi(before)
+        entering = affine(s - y, self.weight, None) + (v - point(centre))
+        far = self.reach(entering.magnitude)
         z = Interval(down(s.low - far), up(s.high + far))
         for _ in range(SWEEPS):
-            z = z.intersect(phi(affine(z, self.weight, None) + v))
+            w = affine(z, self.weight, None) + v
+            z = z.intersect(phi(w)).intersect(s + self.enclose_slopes(entering, quotients(w.hull(before))))
         return z
 
     def enclose_slopes(self, entering: Interval, slopes: Interval) -> Interval:
-        """Intervals that hold the columns (I - S D)^-1 S c for all S within ``slopes`` (B, n) and c within ``entering`` (k, B, n)."""
+        """Intervals that hold the columns x = (I - S D)^-1 S c for all S within ``slopes`` (B, n) and c within ``entering`` (..., B, n).
+
+        x = S (D x + c), and with R near the inverse of I - M D, M the middle slopes, x = R ((S - M) D x + S c) + (I - R (I - M D)) x.
+        """
         far = self.reach(entering.magnitude)
         columns = Interval(-far, far)
+        middle, _ = slopes.centre_radius()
+        inverse, off = self._inverse(middle)
+        passed, bent = _product(inverse, slopes * entering), slopes - point(middle)
         for _ in range(SWEEPS):
-            columns = columns.intersect(slopes * (affine(columns, self.weight, None) + entering))
+            inner, size = affine(columns, self.weight, None), columns.magnitude
+            other = passed + _product(inverse, bent * inner) + _product(off, Interval(-size, size))
+            columns = columns.intersect(slopes * (inner + entering)).intersect(other)
         return columns
+
+    def _inverse(self, slopes: Array) -> tuple[Array, Array]:
+        """R near (I - M D)^-1 for the diagonals M (B, n), and a bound of the absolute values of I - R (I - M D), both (B, n, n)."""
+        identity, n = np.eye(len(self.metric)), len(self.metric)
+        system = identity - slopes[..., None] * self.weight
+        try:
+            inverse = np.linalg.inv(system)
+        except np.linalg.LinAlgError:
+            inverse = np.zeros_like(system)
+        size = identity + np.abs(slopes)[..., None] * np.abs(self.weight)
+        off: Array = np.abs(identity - inverse @ system) + gamma(2 * n + 16) * (np.abs(inverse) @ size)
+        return inverse, off * (1 + 16 * UNIT) + 2.0**-1000
+
+
+def _product(matrices: Array, x: Interval) -> Interval:
+    """Enclose A x for A in (B, n, n) and x in (..., B, n); the errors are those of :func:`intervals.affine`."""
+    n = matrices.shape[-1]
+    centre, radius = x.centre_radius()
+    value = (matrices @ centre[..., None])[..., 0]
+    spread = (np.abs(matrices) @ (radius + gamma(2 * n + 16) * (np.abs(centre) + radius))[..., None])[..., 0]
+    return around(value, (spread + (n + 2) * 2.0**-1070) * (1 + 16 * UNIT))
 
 
 def _sigmoid(w: Array) -> Array:
