@@ -262,18 +262,25 @@ class LocalAlgebra(EnclosureAlgebra):
         raise GraphError("group_sort: write sorts as absolute values before their slopes are sought")
 
     def implicit(self, x: Enclosed, weight: Array, metric: Array, activation: str) -> Local:
-        """Between solutions z for v and z' for v', z' - z = (I - S D)^-1 S (v' - v), with S in the slopes over all that may enter."""
-        x, layer = cast(Local, x), self._remembered(ImplicitLayer, weight, metric, activation)
-        scalars = SCALARS[activation]
-        wide = x.value.hull(x.centre)  # the centre of a form need not be a value
+        """Between solutions z for v and z' for v', z' - z = (I - S D)^-1 S (v' - v), with S in the slopes over all that enters.
+
+        The centre of a form need not be one of its values: what it leads to counts as well. A second round knows the form of z.
+        """
+        x, layer, scalars = cast(Local, x), self._remembered(ImplicitLayer, weight, metric, activation), SCALARS[activation]
+        wide, centre = x.value.hull(x.centre), layer.enclose(x.centre, *scalars)
         value = layer.enclose(wide, *scalars)
-        self.nodes[self._place] = slopes = scalars[1](iv.affine(value, layer.weight, None) + wide)
+        w = iv.affine(value, layer.weight, None) + wide
+        self.nodes[self._place] = scalars[1](w)
         if x.linear is None or x.slope is None:
             return _steady(value)
-        middle, deviation = layer.enclose_slopes(x.linear, slopes).centre_radius()
-        error = up(self._spread(deviation) + layer.reach(x.error))
-        centre = layer.enclose(x.centre, *scalars)
-        return self._formed(value, centre, layer.enclose_slopes(x.slope, slopes), iv.point(middle), error)
+        for _ in range(2):
+            self.nodes[self._place] = slopes = scalars[1](w)
+            middle, deviation = layer.enclose_slopes(x.linear, slopes).centre_radius()
+            error = up(self._spread(deviation) + layer.enclose_slopes(Interval(-x.error, x.error), slopes).magnitude)
+            z = self._formed(value, centre, layer.enclose_slopes(x.slope, slopes), iv.point(middle), error)
+            there = iv.affine(centre, layer.weight, None) + x.centre
+            w = w.intersect(self.add(self.affine(z, weight, None), x).value.hull(there))
+        return z
 
     def select(self, x: Enclosed, indices: tuple[int, ...]) -> Local:
         x, at = cast(Local, x), list(indices)
