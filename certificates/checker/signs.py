@@ -63,6 +63,10 @@ class Moves:
         up, down = (np.repeat(end.any(-1, keepdims=True), len(weight), -1) for end in (self.up, self.down))
         return Moves(up | down, up | down) if bool((weight < 0).any()) else Moves(up, down)
 
+    def spread(self, shape: tuple[int, int, int]) -> Moves:
+        """The same for every input and every cell."""
+        return Moves(np.broadcast_to(self.up, shape), np.broadcast_to(self.down, shape))
+
     def take(self, indices: Sequence[int]) -> Moves:
         """Some coordinates."""
         return Moves(self.up[..., list(indices)], self.down[..., list(indices)])
@@ -90,8 +94,8 @@ def signs_everywhere(graph: Graph) -> Moves:
 
     The graph has one input and one output and no ``group_sort``, see :func:`lipctrl.certificates.checker.sorts.with_comparators`.
     """
-    (size,) = graph.input_sizes.values()
-    return _Propagation(None).follow(graph, _rising(size, np.arange(size)), ())
+    (size,), (outputs,) = graph.input_sizes.values(), graph.output_sizes.values()
+    return _Propagation(None).follow(graph, _rising(size, np.arange(size)), ()).spread((size, 1, outputs))
 
 
 def signs_on_cells(graph: Graph, notes: Notes) -> tuple[Moves, Array]:
@@ -103,8 +107,7 @@ def signs_on_cells(graph: Graph, notes: Notes) -> tuple[Moves, Array]:
     output = notes.run(graph, entering(cells), ())
     finite = np.isfinite(output.value.magnitude).all(-1)
     moves = _Propagation(notes).follow(graph, _rising(cells.low.shape[1], cells.free), ())
-    shape = (len(cells.free), len(cells.low), output.value.low.shape[-1])
-    return Moves(*(np.broadcast_to(end, shape) for end in (moves.up, moves.down))), np.broadcast_to(finite, len(cells.low))
+    return moves.spread((len(cells.free), len(cells.low), output.value.low.shape[-1])), np.broadcast_to(finite, len(cells.low))
 
 
 def _rising(size: int, free: Array) -> Moves:
