@@ -66,8 +66,11 @@ class CurvedAlgebra(LocalAlgebra):
 
     def whole(self, graph: Graph) -> LocalSlopes:
         """What :func:`curved_slopes` returns."""
-        output = self.run(graph, self.entering(), ())
-        return LocalSlopes(output, self.nodes, self._spread)
+        return LocalSlopes(self.run(graph, self.entering(), ()), self.nodes, self.spread)
+
+    def spread(self, size: Array) -> Array:
+        """The most that a (x - c) can be in the cells, |a| = ``size`` (k, B, n)."""
+        return self._spread(size)
 
     def entering(self) -> Local:
         """The inputs of a graph on the cells."""

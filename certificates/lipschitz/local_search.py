@@ -12,11 +12,12 @@ from typing import Any, cast
 
 import numpy as np
 
+from lipctrl.certificates.checker.curved import CurvedAlgebra
 from lipctrl.certificates.checker.domain import halves
 from lipctrl.certificates.checker.enclosure import Enclosed, Scalar
 from lipctrl.certificates.checker.intervals import Array, Interval
-from lipctrl.certificates.checker.jacobian import quick_gains, row_gains
-from lipctrl.certificates.checker.local_slopes import Cells, Local, LocalAlgebra, LocalSlopes, entering
+from lipctrl.certificates.checker.jacobian import quick_gains
+from lipctrl.certificates.checker.local_slopes import Cells, Local, LocalSlopes, entering
 from lipctrl.certificates.checker.network import Network
 from lipctrl.certificates.checker.verifiers.local_lipschitz import MAX_PROOFS, Problem
 from lipctrl.certificates.lipschitz.local_multipliers import bound_cell
@@ -43,11 +44,12 @@ class Node:
     children: tuple[Node, Node] | None = None
 
 
-class _Blaming(LocalAlgebra):
+class _Blaming(CurvedAlgebra):
     """Also says which inputs make slopes uncertain: ``blame`` (k, B) is width of slopes times movement, summed over the units."""
 
     def __init__(self, cells: Cells, problem: Problem) -> None:
         super().__init__(cells, problem.remembered)
+        self.first = self.entering() if problem.curved else entering(cells)
         self.blame: Array = np.zeros((len(cells.free), len(cells.low)))
 
     def _scalar(self, x: Enclosed, function: Scalar, quotients: Scalar) -> Local:
@@ -100,8 +102,8 @@ class Search:
         cells, empty = self.problem.domain.cells(low, high)
         with np.errstate(all="ignore"):
             algebra = _Blaming(cells, self.problem)
-            output = algebra.run(self.problem.graph, entering(cells), ())
-        return LocalSlopes(output, algebra.nodes), empty, algebra.blame
+            output = algebra.run(self.problem.graph, algebra.first, ())
+        return LocalSlopes(output, algebra.nodes, algebra.spread), empty, algebra.blame
 
     def _evaluated(self, boxes: Sequence[tuple[Array, Array, int, float]]) -> list[Node]:
         """New nodes for boxes (low, high, depth, bound of the box around)."""
@@ -112,7 +114,7 @@ class Search:
             part = boxes[start : start + at_once]
             found, empty, blame = self._analysed(np.stack([b[0] for b in part]), np.stack([b[1] for b in part]))
             with np.errstate(all="ignore"):
-                gains = self._gains(self.problem.matrices(found, len(part)))
+                gains = self._gains(found, len(part))
             gains = np.where(empty, 0.0, np.where(np.isnan(gains), np.inf, gains))
             for i, (low, high, depth, around) in enumerate(part):
                 axis = self._axis(low, high, np.broadcast_to(blame, (len(free), len(part)))[:, i])
@@ -121,12 +123,13 @@ class Search:
         self.cells += len(boxes)
         return nodes
 
-    def _gains(self, matrices: Interval) -> Array:
+    def _gains(self, found: LocalSlopes, batch: int) -> Array:
         """What the checker will find, up to rounding."""
-        if self.problem.norm != "l2":
-            return row_gains(matrices)
-        quick = quick_gains(matrices)
-        if min(matrices.low.shape[1:]) == 1 or not np.isfinite(quick).all():
+        quick = self.problem.gains(found, batch)
+        if self.problem.norm != "l2" or min(len(self.problem.scale_out), len(self.problem.domain.free)) == 1:
+            return quick
+        matrices = self.problem.matrices(found, batch)
+        if not np.isfinite(matrices.magnitude).all():
             return quick
         middle, radius = matrices.centre_radius()
         middles = np.linalg.norm(middle, 2, axis=(1, 2)) + quick_gains(Interval(radius, radius))

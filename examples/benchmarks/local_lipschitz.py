@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from dataclasses import replace
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
@@ -24,7 +25,11 @@ from lipctrl.certificates.checker.verifiers.local_lipschitz import read_problem
 from lipctrl.certificates.lipschitz import Budget, certify_local_lipschitz
 from lipctrl.certificates.lipschitz.local_search import Search
 
-SIZES = {"3-64-64-1": (3, 64, 64, 1), "17-64-64-6": (17, 64, 64, 6), "17-256-256-6": (17, 256, 256, 6)}
+SHAPES = [
+    *[(3, 64, 64, 1), (3, 256, 256, 1), (17, 64, 64, 6), (17, 256, 256, 6), (17, 256, 256, 256, 6)],
+    *[(27, 64, 64, 8), (27, 256, 256, 8), (27, 256, 256, 256, 8)],
+]
+SIZES = {"-".join(map(str, shape)): shape for shape in SHAPES}
 ACTIVATIONS = {"relu": "relu", "maxmin": "group_sort", "tanh": "tanh"}
 RADII = (0.01, 0.1, 1.0)
 
@@ -60,9 +65,9 @@ def trained_policy() -> tuple[Graph, np.ndarray, np.ndarray]:
 
 
 def slopes_alone(graph: Graph, claim: dict, seconds: float) -> float:
-    """The bound of branch and bound by enclosed slopes, after the time given."""
+    """The bound of branch and bound by interval slopes, neither to first order nor with multipliers, after the time given."""
     problem, _ = read_problem(graph, {**claim, "bound": "0"})
-    search = Search(problem, False)
+    search = Search(replace(problem, curved=False), False)
     begun = time.process_time()
     while time.process_time() - begun < seconds:
         search.plain()
@@ -99,6 +104,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=4.0)
     parser.add_argument("--norms", nargs="+", default=["l2"])
     parser.add_argument("--radii", nargs="+", type=float, default=list(RADII))
+    parser.add_argument("--only", default="", help="networks whose names hold this text")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     cases = []
@@ -108,7 +114,7 @@ def main() -> None:
             cases.append((f"{name} {label}", he_network(sizes, activation, 0), centre, np.ones(sizes[0])))
     cases.append(("2-32-32-1 trained", *trained_policy()))
     for norm in options.norms:
-        for name, graph, centre, spread in cases:
+        for name, graph, centre, spread in [case for case in cases if options.only in case[0]]:
             for radius in options.radii:
                 row = measure(name, graph, centre, spread, radius, norm, options.seconds)
                 print(json.dumps(row), flush=True)
