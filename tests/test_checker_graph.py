@@ -38,6 +38,7 @@ TENSORS = {
     "b": np.array([0.5, -0.5, 0.25]),
     "b2": np.array([0.5, -0.5], np.float32),
 }
+SQUARE = {"D": np.array([[0.5, 2.0], [-2.0, 0.5]], np.float32)}
 HEAD = (
     Node("input", (), {"name": "pair", "size": 2}),
     Node("input", (), {"name": "one", "size": 1}),
@@ -55,7 +56,7 @@ def node(op: str, *inputs: Any, **attributes: Any) -> Node:
     return Node(op, inputs, attributes)
 
 
-def graph(*nodes: Node, output: Any = NEXT, tensors: Any = TENSORS) -> Graph:
+def graph(*nodes: Node, output: Any = NEXT, tensors: Any = TENSORS | SQUARE) -> Graph:
     return Graph((*HEAD, *nodes), {"y": output}, tensors)
 
 
@@ -76,6 +77,7 @@ VALID = [
     (node("concatenate", TRIPLE), 3),
     (node("concatenate", PAIR, SINGLE, TRIPLE), 6),
     (node("recentre", PAIR, graph=inner_graph(), point=(ZERO, ONE), offset="b"), 3),
+    *((node("implicit", PAIR, weight="D", metric="b2", activation=name), 2) for name in ("relu", "sigmoid", "softplus", "tanh")),
     *((node(op, PAIR), 2) for op in ELEMENTWISE),
     *((node(op, PAIR, PAIR), 2) for op in BINARY),
     *((node(op, SINGLE, SINGLE), 1) for op in BINARY),
@@ -104,7 +106,7 @@ def test_every_operation_has_its_size_and_its_number_of_operands(last: Node, siz
 
 def test_the_list_of_operations_is_closed() -> None:
     assert {last.op for last, _ in VALID} == set(OPERATIONS) == set(graph_module._ATTRIBUTES)
-    assert len(OPERATIONS) == 31 and list(OPERATIONS) == sorted(OPERATIONS)
+    assert len(OPERATIONS) == 32 and list(OPERATIONS) == sorted(OPERATIONS)
 
 
 def refused(reason: str, *nodes: Any, **options: Any) -> None:
@@ -168,6 +170,15 @@ REFUSED = [
     (node("select", PAIR, indices=(0, 2)), "integer in 0..1"),
     (node("select", PAIR, indices=(-1, 0)), "integer in 0..1"),
     (node("select", PAIR, indices=(False,)), "integer in 0..1"),
+    (node("implicit", PAIR, weight="D", metric="b2", activation="gelu"), "expected one of relu, sigmoid, softplus, tanh"),
+    (node("implicit", PAIR, weight="D", metric="b2", activation=["relu"]), "expected one of"),
+    (node("implicit", PAIR, weight="D", metric="b2", activation="erf"), "expected one of"),
+    (node("implicit", SINGLE, weight="D", metric="b2", activation="relu"), r"shapes \(2, 2\) and \(2,\), expected \(1, 1\) and \(1,\)"),
+    (node("implicit", PAIR, weight="W", metric="b2", activation="relu"), r"shapes \(3, 2\)"),
+    (node("implicit", PAIR, weight="D", metric="b", activation="relu"), r"and \(3,\), expected"),
+    (node("implicit", PAIR, weight="b2", metric="b2", activation="relu"), "needs a 2-D tensor"),
+    (node("implicit", PAIR, weight="D", metric="D", activation="relu"), "needs a 1-D tensor"),
+    (node("implicit", PAIR, weight="D", metric=None, activation="relu"), "needs a 1-D tensor"),
     (node("recentre", PAIR, graph={}, point=(ZERO, ZERO), offset="b"), "one input and one output"),
     (node("recentre", PAIR, graph=TWO_INPUTS, point=(ZERO, ZERO), offset="b2"), "one input and one output"),
     (node("recentre", PAIR, graph=TWO_OUTPUTS, point=(ZERO, ZERO), offset="b2"), "one input and one output"),
@@ -198,7 +209,7 @@ def test_graphs_have_a_greatest_number_of_nodes(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(graph_module, "MAX_NODES", 4)
     made = graph(node("sin", PAIR))
     data = graph_to_json(made)
-    assert graph_from_json(data, TENSORS).digest() == made.digest()
+    assert graph_from_json(data, TENSORS | SQUARE).digest() == made.digest()
     with pytest.raises(GraphError, match="graph has 5 nodes, at most 4"):
         graph(node("sin", PAIR), node("sin", PAIR))
     data["nodes"] += data["nodes"][-1:]
