@@ -130,16 +130,18 @@ def test_implicit_layers_stay_whole():
 
 def test_limits_of_trees(monkeypatch):
     wide = Network((Input(6), Activation(0, np.zeros(6), np.ones(6))), 1, np.ones(6), np.ones(6))
-    chain = [entry for unit in range(5) for entry in ([0, unit], 0)] + [0]
+    chain = [entry for unit in range(5) for entry in ([0, unit], 0)] + [0]  # behind the upper ends
+    other = [[0, unit] for unit in range(5)] + 6 * [0]  # behind the lower ones
     monkeypatch.setattr(module, "MAX_DEPTH", 5)
     monkeypatch.setattr(module, "MAX_LEAVES", 6)
-    assert len(list(leaves(wide, chain))) == 6
+    assert len(list(leaves(wide, chain))) == len(list(leaves(wide, other))) == 6
     monkeypatch.setattr(module, "MAX_LEAVES", 5)
     with pytest.raises(Rejected, match="more than 5 leaves"):
         list(leaves(wide, chain))
     monkeypatch.setattr(module, "MAX_DEPTH", 4)
-    with pytest.raises(Rejected, match="more than 4 times in a row"):
-        list(leaves(wide, chain))
+    for tree in (chain, other):
+        with pytest.raises(Rejected, match="more than 4 times in a row"):
+            list(leaves(wide, tree))
 
 
 # --- proofs ---------------------------------------------------------------------------------------------------------------
@@ -261,6 +263,7 @@ def test_work_is_counted_before_it_is_done(monkeypatch):
     ends = split(network, [0, 0])
     work = sum(products_of(leaf, "l2") + 4 * module.PER_SIGNAL for leaf in ends)
     monkeypatch.setattr(module, "MAX_PRODUCTS", work)
+    monkeypatch.setattr(module, "MAX_LEAVES", 2)
     arguments = (network, "l2", np.ones(1), np.ones(1), 1.5, {"method": "vertices", "tree": tree, "proofs": proofs})
     prove_vertices(*arguments)
     monkeypatch.setattr(module, "MAX_PRODUCTS", work - 1)
