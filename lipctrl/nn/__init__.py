@@ -4,6 +4,7 @@ from lipctrl.nn.activations import ACTIVATIONS, Activation, group_sort, leaky_re
 from lipctrl.nn.blocks import block_gains
 from lipctrl.nn.calculus import lipschitz_constant
 from lipctrl.nn.convex import InputConvexMLP, MonotoneMLP
+from lipctrl.nn.equilibrium import EquilibriumLayer
 from lipctrl.nn.householder import householder
 from lipctrl.nn.linear_plus import LinearPlusMLP
 from lipctrl.nn.mlp import LAYERS, LipschitzMLP
@@ -16,6 +17,7 @@ __all__ = [
     "ACTIVATIONS",
     "LAYERS",
     "Activation",
+    "EquilibriumLayer",
     "InputConvexMLP",
     "LinearPlusMLP",
     "LipschitzMLP",

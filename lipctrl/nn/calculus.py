@@ -14,8 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from lipctrl.certificates.checker.definite import norm_upper_bound
+from lipctrl.certificates.checker.graph import GraphError
+from lipctrl.certificates.checker.implicit import margin
 from lipctrl.core.errors import InputError
 from lipctrl.nn.activations import ACTIVATIONS, Elementwise, GroupSort
+from lipctrl.nn.equilibrium import EquilibriumLayer
 from lipctrl.nn.householder import Householder
 from lipctrl.nn.linear_plus import LinearPlusMLP
 from lipctrl.nn.mlp import LipschitzMLP
@@ -198,6 +201,15 @@ def _linear(module: Any) -> float:
     return float(norm_upper_bound(weight)) if np.isfinite(weight).all() else math.nan
 
 
+def _equilibrium(module: Any) -> float:
+    tensors = {name: tensor.detach().cpu().numpy() for name, tensor in module.tensors().items()}
+    try:
+        proved = margin(tensors["weight"], tensors["metric"])
+    except GraphError:  # not finite, or so large that rounding hides the margin
+        return math.nan
+    return _up(norm_upper_bound(tensors["entering"]) / proved) if np.isfinite(tensors["entering"]).all() else math.nan
+
+
 def _network(module: Any) -> float:
     network: LipschitzNetwork = module
     return network.lipschitz
@@ -252,6 +264,7 @@ _RULES: dict[type[nn.Module], Callable[[Any], float]] = {
     nn.Linear: _linear,
     **dict.fromkeys((nn.Identity, nn.Flatten, nn.ReLU, nn.Tanh, nn.Hardtanh, nn.ReLU6, GroupSort, Householder, Angle), _one),
     Elementwise: _elementwise,
+    EquilibriumLayer: _equilibrium,
     nn.Sigmoid: lambda module: 0.25,
     nn.GELU: lambda module: 1.12900,
     nn.SiLU: lambda module: 1.09984,
