@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 from lipctrl.certificates.checker.cells import Loop
 from lipctrl.certificates.checker.graph import Graph, Node
-from lipctrl.certificates.checker.implicit import SPLITTINGS, SWEEPS, TURNS
 
 PER_NODE, PER_OPERAND = 2000, 600  #: units that a node, and each of its operands, cost however small the batch is
+PER_IMPLICIT = 200_000  #: units that an implicit layer costs beside them
 BATCH = 2048  #: cells at a time, at most
 MAX_FLOATS = 1 << 25  #: numbers that are kept for one batch
 _EXTRA = {
@@ -63,9 +63,9 @@ def work_of_graph(graph: Graph, seeds: int) -> tuple[int, int, int]:
         if node.op == "affine":
             products = graph.tensors[node.attributes["weight"]].size
             cell, batch = cell + products * (seeds + 3) // 128, batch + products
-        if node.op == "implicit":  # two solutions, by splitting and Newton steps, then sweeps
-            solving, sweeps = 2 * TURNS * (SPLITTINGS + 2 * size) // 64, SWEEPS * (seeds + 3) // 64
-            cell, batch = cell + size**2 * (solving + sweeps + 1) + size * SWEEPS * 4 * (seeds + 3), batch + size**3
+        if node.op == "implicit":  # solutions by splitting and Newton steps, an inverse for each cell, then sweeps
+            cell, batch = cell + size * (500 + size * (60 + 2 * seeds) + 3 * size**2), batch + PER_IMPLICIT + size**3
+            floats += 6 * size**2
         if node.op == "group_sort":
             floats += size * min(size, node.attributes["group_size"]) // 2
     return cell, batch, floats
