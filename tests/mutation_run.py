@@ -43,6 +43,7 @@ TESTS = {  # tests made for the file, which take seconds
     "enclosure.py": ["checker_slopes", "checker_enclosure"],
     "exact.py": ["checker_algebras", "checker_arithmetic"],
     "graph.py": ["checker_graph", "checker_bundle"],
+    "implicit.py": ["checker_implicit"],
     "increments.py": ["checker_network"],
     "intervals.py": ["checker_outward", "checker_intervals"],
     "jacobian.py": ["checker_gains"],
