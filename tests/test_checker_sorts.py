@@ -1,4 +1,4 @@
-"""Sorted groups rewritten as absolute values: the same function, exactly, within the limit of products."""
+"""Sorted groups rewritten as absolute values, or as comparisons: the same function, exactly, within the limit of products."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from loops import Sketch
 
 from lipctrl.certificates.checker import sorts
 from lipctrl.certificates.checker.exact import evaluate_exact
-from lipctrl.certificates.checker.graph import Graph, Node
+from lipctrl.certificates.checker.graph import MAX_NODES, Graph, Node
 from lipctrl.certificates.checker.verdict import Rejected
 
 F = Fraction
@@ -35,10 +35,17 @@ def sorting(size: int, *groups: int, tensors: Any = None) -> Graph:
 @pytest.mark.parametrize(
     ("size", "groups"), [(1, [2]), (2, [2]), (3, [2]), (4, [2]), (5, [9]), (5, [3]), (7, [3, 2]), (8, [4]), (6, [5, 4])]
 )
-def test_sorts_as_absolute_values_are_exact(size: int, groups: list[int]) -> None:
+@pytest.mark.parametrize(
+    ("rewrite", "operations"),
+    [
+        (sorts.without_sorts, {"input", "affine", "abs", "concatenate"}),
+        (sorts.with_comparators, {"input", "select", "min", "max", "concatenate"}),
+    ],
+)
+def test_rewritten_sorts_are_exact(rewrite: Any, operations: set[str], size: int, groups: list[int]) -> None:
     rng, graph = random.Random(size), sorting(size, *groups)
-    rewritten = sorts.without_sorts(graph)
-    assert {node.op for node in rewritten.nodes} <= {"input", "affine", "abs", "concatenate"}
+    rewritten = rewrite(graph)
+    assert {node.op for node in rewritten.nodes} <= operations
     orders = [tuple(range(size, 0, -1)), *(tuple(rng.randint(-3, 3) for _ in range(size)) for _ in range(12))]
     for values in orders:
         point = {"x": tuple(F(v, 3) for v in values)}
@@ -91,3 +98,36 @@ def test_sorts_in_recentred_graphs_are_replaced_there(monkeypatch: pytest.Monkey
         sorts.without_sorts(two)
     monkeypatch.setattr(sorts, "MAX_PRODUCTS", 16)
     assert evaluate_exact(sorts.without_sorts(two), point) == {"u": (1, 2)}
+
+
+def test_comparisons_read_neighbours_and_leave_the_rest() -> None:
+    nodes = sorts.with_comparators(sorting(3, 2)).nodes
+    assert [node.op for node in nodes] == ["input", "select", "select", "min", "max", "concatenate", "select"]
+    assert [node.attributes["indices"] for node in nodes if node.op == "select"] == [(0,), (1,), (3, 4, 2)]
+    assert [node.inputs for node in nodes[3:]] == [(1, 2), (1, 2), (0, 3, 4), (5,)]
+    assert len(sorts.with_comparators(sorting(4, 4)).nodes) == 25
+    same = sorting(2)
+    assert sorts.with_comparators(same) is same
+
+
+@pytest.mark.parametrize(("graph", "products"), [((4, 2), 32), ((4, 2, 2), 64), ((4, 4), 128), ((3, 7), 72), ((200, 2), 1600)])
+def test_comparisons_are_counted(monkeypatch: pytest.MonkeyPatch, graph: Any, products: int) -> None:
+    monkeypatch.setattr(sorts, "MAX_PRODUCTS", products)
+    sorts.with_comparators(sorting(*graph))
+    monkeypatch.setattr(sorts, "MAX_PRODUCTS", products - 1)
+    with pytest.raises(Rejected, match=f"^sorting {graph[0]} signals in groups of {graph[-1]} needs more than {products - 1} products$"):
+        sorts.with_comparators(sorting(*graph))
+
+
+def test_comparisons_in_recentred_graphs() -> None:
+    inner = Graph((Node("input", (), {"name": "y", "size": 2}), Node("group_sort", (0,), {"group_size": 2})), {"v": 1}, {}, 1)
+    rewritten = sorts.with_comparators(recentred(inner, 1, 5))
+    assert [node.op for node in rewritten.nodes[1].attributes["graph"].nodes][3:5] == ["min", "max"]
+    assert evaluate_exact(rewritten, {"x": (F(7), F(2))}) == {"u": (1, 2)}
+
+
+def test_more_nodes_than_a_graph_may_have_are_refused() -> None:
+    with pytest.raises(Rejected, match="^sorting 3334 signals"):
+        sorts.with_comparators(sorting(3334, 3334))
+    with pytest.raises(Rejected, match=f"^sorts written as comparisons: .* at most {MAX_NODES} are allowed$"):
+        sorts.with_comparators(Graph(sorting(2, *[2] * 4000).nodes, {"u": 4000}))

@@ -135,7 +135,7 @@ class _Certifier:
             if still.all():
                 raise InputError("no input varies on this box, expected low < high for one of them at least")
             if wanted is not None and wanted[:, still].any():
-                raise InputError(f"a sign is asked for input {int(np.argmax(still & wanted.any(0)))}, which does not vary on this box")
+                raise InputError(f"a sign is asked for x{int(np.argmax(still & wanted.any(0))) + 1}, which does not vary on this box")
             asked = np.where(still, 0, asked).astype(np.int8)
         return read_claim(self.graph, self._claim(asked))
 
