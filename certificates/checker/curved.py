@@ -99,13 +99,13 @@ class CurvedAlgebra(LocalAlgebra):
             slope = _narrowed(slope, model.linear, up(model.swing + model.play))
         return Curved(value, local.centre, slope, local.linear, local.error, model)
 
-    def _gained(self, x: Model, factor: Array, certain: Array, doubt: Array) -> Array:
-        """The ``play`` of g A, where |g - l d| is at most |factor| +- ``doubt``, |l d| <= ``certain``, and only ``factor`` A is exact.
+    def _gained(self, x: Model, gain: Interval, certain: Array, doubt: Array) -> Array:
+        """The ``play`` of g A for a model of A and g in ``gain`` + l d +- ``doubt``, |l d| <= ``certain``.
 
         The errors that A had are multiplied; those that are made here are added.
         """
-        made = _sum_up(up(doubt * up(x.linear.magnitude + x.swing)), up(certain * x.swing))
-        return _sum_up(up(_sum_up(np.abs(factor), certain, doubt) * x.play), made)
+        made = up(up(doubt * up(x.linear.magnitude + x.swing)) + up(certain * x.swing))
+        return up(up(_sum_up(gain.magnitude, certain, doubt) * x.play) + made)
 
     def _scalar(self, x: Enclosed, function: Scalar, quotients: Scalar) -> Local:
         self._quotients = quotients
@@ -148,7 +148,7 @@ class CurvedAlgebra(LocalAlgebra):
             certain, doubt = np.where(size > 0, up(size * straight), 0.0), up(doubt + up(size * off))
             square = Interval(x.linear.low[:, None], x.linear.high[:, None]) * x.linear * iv.point(curve)
             bend = square if bend is None else bend + square
-        play = self._gained(x, factor, certain, doubt)
+        play = self._gained(x, steady, certain, doubt)
         return self._model(steady * x.centre + iv.point(shift), x.linear * steady, bend, error, play)
 
     # --- operations ------------------------------------------------------------------------------------------------------
@@ -187,7 +187,7 @@ class CurvedAlgebra(LocalAlgebra):
         off_a, off_b = up(a.sag + a.error), up(b.sag + b.error)
         size_a, size_b = a.centre.magnitude, b.centre.magnitude
         error = _sum_up(up(size_a * b.error), up(size_b * a.error), up(spread_a * off_b), up(off_a * spread_b), up(off_a * off_b))
-        play = up(self._gained(b, size_a, spread_a, off_a) + self._gained(a, size_b, spread_b, off_b))
+        play = up(self._gained(b, a.centre, spread_a, off_a) + self._gained(a, b.centre, spread_b, off_b))
         cross = Interval(a.linear.low[:, None], a.linear.high[:, None]) * b.linear
         bend = cross + Interval(cross.low.swapaxes(0, 1), cross.high.swapaxes(0, 1))
         for model, factor in ((a, b.centre), (b, a.centre)):

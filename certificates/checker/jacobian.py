@@ -122,15 +122,24 @@ def _defect(basis: Array) -> Array:
     return np.asarray(iv.up(1 / iv.down(np.sqrt(iv.down(1 - eta)))))
 
 
-def family_row_gains(family: Family, slopes: Interval) -> Array:
-    """As :func:`row_gains`: entries whose sign is known, by the interval matrices that hold the family, move as one in each row."""
+def family_row_sums(family: Family, slopes: Interval) -> Array:
+    """The greatest sum of absolute values in each row (B, m): entries whose sign is known, by ``slopes``, move as one."""
     sign = np.where(slopes.low > 0, 1.0, np.where(slopes.high < 0, -1.0, 0.0))
     unknown = np.where(sign == 0, slopes.magnitude, family.error).sum(-1) * _slack(sign) + TINY
     size = _signed_sum(sign, family.centre).magnitude
     if family.parts is not None:
         size = iv.up(size + family.most(_signed_sum(sign, family.parts)))
-    gains: Array = iv.up(size + unknown).max(-1)
-    return gains
+    return np.asarray(iv.up(size + unknown))
+
+
+def gain_of(matrix: Interval) -> float:
+    """The Euclidean gain of one interval matrix (m, n), by a product of its shorter sides."""
+    centre, radius = matrix.centre_radius()
+    centre = centre if len(centre) <= centre.shape[1] else centre.T
+    square = _product(centre, iv.point(centre.T))
+    gain = family_gains(Family(Interval(square.low[None], square.high[None]), None, np.zeros((1, *square.low.shape)), lambda size: size))
+    # what underflow may take from a product of tiny numbers is less than TINY in a norm
+    return float(iv.up(iv.up(np.sqrt(gain[0])) + nonnegative_gains(radius[None])[0]) + TINY)
 
 
 def _signed_sum(sign: Array, x: Interval) -> Interval:

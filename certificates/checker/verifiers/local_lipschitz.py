@@ -16,7 +16,8 @@ file may help the checker to narrower ranges, see :mod:`lipctrl.certificates.che
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
@@ -30,12 +31,13 @@ from lipctrl.certificates.checker.definite import MAX_BALL_ORDER, OutOfRange, re
 from lipctrl.certificates.checker.derivatives import is_curved
 from lipctrl.certificates.checker.domain import Domain, Leaf, read_domain, read_leaves
 from lipctrl.certificates.checker.enclosure import Remembered
+from lipctrl.certificates.checker.expansion import expanded_gain, record
 from lipctrl.certificates.checker.graph import Graph, GraphError
 from lipctrl.certificates.checker.intervals import Array, Interval, UnsafeArithmetic
 from lipctrl.certificates.checker.jacobian import (
     Family,
     family_gains,
-    family_row_gains,
+    family_row_sums,
     gain_is_at_most,
     quick_gains,
     row_gains,
@@ -60,6 +62,7 @@ from lipctrl.certificates.checker.verifiers.lipschitz_bound import (
 from lipctrl.certificates.checker.work import Work, work_of_graph
 
 PROPERTY = "local_lipschitz"
+EXPANSION = "expansion"  #: the method of a leaf's proof that needs no numbers
 MAX_LEAVES = 200_000
 MAX_ENDS = 10_000_000  #: ends of the boxes of all leaves
 MAX_PROOFS = 4096  #: leaves with a proof of their own
@@ -87,26 +90,28 @@ class Problem:
 
     def slopes(self, low: Array, high: Array) -> tuple[LocalSlopes, Array]:
         """Slopes on boxes (B, n) of the domain, and which of them surely hold no point of it. Raises Rejected."""
-        try:
+        with _rejecting():
             cells, empty = self.domain.cells(low, high)
-            with np.errstate(all="ignore"):
-                enclose_slopes = curved_slopes if self.curved else local_slopes
-                return enclose_slopes(self.graph, cells, self.remembered), empty
-        except GraphError as error:
-            raise Rejected(str(error)) from error
-        except OverflowError as error:
-            raise Rejected("a number of the network or the domain is too large for float64") from error
+            enclose_slopes = curved_slopes if self.curved else local_slopes
+            return enclose_slopes(self.graph, cells, self.remembered), empty
 
     def slopes_in_leaf(self, leaf: Leaf, passes: Sequence[Pass]) -> LocalSlopes | None:
         """Slopes on a leaf that is cut by units, or ``None`` where it surely holds no point of the domain. Raises Rejected."""
-        try:
+        with _rejecting():
             cells, empty = self.domain.cells(leaf.low[None], leaf.high[None])
-            with np.errstate(all="ignore"):
-                return None if empty[0] else slopes_in_leaf(self.graph, cells, leaf.half_lines, passes, self.remembered)
-        except GraphError as error:
-            raise Rejected(str(error)) from error
-        except OverflowError as error:
-            raise Rejected("a number of the network or the domain is too large for float64") from error
+            return None if empty[0] else slopes_in_leaf(self.graph, cells, leaf.half_lines, passes, self.remembered)
+
+    def expanded(self, low: Array, high: Array) -> float:
+        """A bound on one box (n,) by :mod:`lipctrl.certificates.checker.expansion`; no number where there is none. Raises Rejected."""
+        with _rejecting():
+            cells, empty = self.domain.cells(low[None], high[None])
+            if empty[0] or not len(self.domain.free):
+                return 0.0
+            found, errors = record(self.graph, cells, self.remembered)
+            family = self.family(found, 1)
+            if family is None or errors is None:
+                return math.nan
+            return expanded_gain(family, errors, *self._scales(), self.norm == "l2")
 
     def matrices(self, found: LocalSlopes, batch: int) -> Interval:
         """The scaled interval matrices (B, n_out, k) of the whole graph."""
@@ -127,9 +132,11 @@ class Problem:
         return Family(self._scaled(model.linear, batch), parts, error, found.spread)
 
     def _scaled(self, slope: Interval, batch: int) -> Interval:
-        free, shape = self.domain.free, (len(self.domain.free), batch, len(self.scale_out))
-        scales = iv.from_fractions(tuple(self.scale_in[i] for i in free)), iv.from_fractions(self.scale_out)
-        return scaled(Interval(*(np.broadcast_to(end, shape) for end in (slope.low, slope.high))), *scales)
+        shape = len(self.domain.free), batch, len(self.scale_out)
+        return scaled(Interval(*(np.broadcast_to(end, shape) for end in (slope.low, slope.high))), *self._scales())
+
+    def _scales(self) -> tuple[Interval, Interval]:
+        return iv.from_fractions(tuple(self.scale_in[i] for i in self.domain.free)), iv.from_fractions(self.scale_out)
 
     def gains(self, found: LocalSlopes, batch: int) -> Array:
         """Bounds (B,) on cells by their slopes alone, quickly; the first order is looked at where it is known."""
@@ -137,7 +144,7 @@ class Problem:
             matrices, family = self.matrices(found, batch), self.family(found, batch)
             gains = (quick_gains if self.norm == "l2" else row_gains)(matrices)
             if family is not None:
-                others = family_gains(family) if self.norm == "l2" else family_row_gains(family, matrices)
+                others = family_gains(family) if self.norm == "l2" else family_row_sums(family, matrices).max(-1)
                 gains = np.where(others < gains, others, gains)
         return gains
 
@@ -158,6 +165,11 @@ class Problem:
         with np.errstate(all="ignore"):
             prove_network(network, self.norm, *effective_scales(network, self.scale_in, self.scale_out), bound, proof)
 
+    def expansion_products(self) -> float:
+        """About how many multiplications the expansion of a leaf takes."""
+        k, (values, weights) = len(self.domain.free), graph_cost(self.graph)
+        return values * (PER_VALUE + 500.0 * k**2 + 2.0 * k**3 + 2.0 * len(self.scale_out) ** 2) + 10.0 * k**2 * weights
+
     def work(self) -> Work:
         """The work on one leaf without a proof of its own."""
         k, m = len(self.domain.free), len(self.scale_out)
@@ -166,6 +178,18 @@ class Problem:
         careful = 0 if min(k, m) == 1 or self.norm == "linf" else 30_000 + 4 * (min(k, m) ** 3 + k * m * min(k, m)) // 100
         turned = 2000 + second * m * (40 + (k + m) // 4) if self.curved else 0
         return Work(3 * cell + 20 * k * m + careful + turned, (3 + self.curved) * batch, 2 * floats_kept + (12 + second) * k * m)
+
+
+@contextmanager
+def _rejecting() -> Iterator[None]:
+    """Numbers that overflow are refused later on; what cannot be evaluated is refused at once."""
+    try:
+        with np.errstate(all="ignore"):
+            yield
+    except GraphError as error:
+        raise Rejected(str(error)) from error
+    except OverflowError as error:
+        raise Rejected("a number of the network or the domain is too large for float64") from error
 
 
 def read_problem(graph: Graph, claim: Mapping[str, Any]) -> tuple[Problem, float]:
@@ -254,6 +278,10 @@ def _prove_others(problem: Problem, bound: float, leaves: list[Leaf], proofs: li
         raise Rejected(f"the ranges in {len(leaves)} leaves are more work than the checker does")
     products, values = 0.0, graph_cost(problem.graph)[0]
     for leaf, (proof, passes) in zip(leaves, entries, strict=True):
+        if proof is not None and proofs[proof].get("method") == EXPANSION:
+            products += problem.expansion_products()
+            _prove_expansion(problem, bound, leaf, proofs[proof], products)
+            continue
         if leaf.half_lines:
             found = problem.slopes_in_leaf(leaf, passes)
         else:
@@ -269,6 +297,16 @@ def _prove_others(problem: Problem, bound: float, leaves: list[Leaf], proofs: li
         if not products <= MAX_PRODUCTS:
             raise Rejected("the proofs of the leaves are more work than the checker does")
         problem.prove(network, bound, proofs[proof])
+
+
+def _prove_expansion(problem: Problem, bound: float, leaf: Leaf, proof: dict[str, Any], products: float) -> None:
+    fields(proof, ("method",), "proof")
+    if leaf.half_lines or not problem.curved:
+        raise Rejected("an expansion is for whole boxes, and for smooth networks of few inputs")
+    if not products <= MAX_PRODUCTS:
+        raise Rejected("the proofs of the leaves are more work than the checker does")
+    if not problem.expanded(leaf.low, leaf.high) <= bound:
+        raise Rejected(f"the expansion in the leaf {leaf.low.tolist()} .. {leaf.high.tolist()} does not prove {bound!r}")
 
 
 def _read_entry(leaf: Leaf, graph: Graph, proofs: list[Any]) -> tuple[int | None, list[Pass]]:
