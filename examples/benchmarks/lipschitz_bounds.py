@@ -1,17 +1,18 @@
 """Lipschitz bounds of random networks, with proof, beside other programs on the same machine in the same run.
 
     python examples/benchmarks/lipschitz_bounds.py cells --out cells.jsonl
-    python examples/benchmarks/lipschitz_bounds.py policies --peers FOLDER --limit 120 --out policies.jsonl
+    python examples/benchmarks/lipschitz_bounds.py policies --run-peers --peers FOLDER --limit 120 --out policies.jsonl
     python examples/benchmarks/lipschitz_bounds.py verification
 
 ``cells``: the networks of the ECLipsE experiments, 4 inputs, 1 output, seed 7 width + 13 layers, spectral norms uniform in
 [0.4, 1.8]. ``policies``: He-initialised and trained networks of control sizes. ``verification``: the checker's proof at 600
 variables beside one Cholesky factorisation (``numpy.linalg.cholesky``) of the same matrix, the least of many repetitions.
 
-Peers run in processes of their own with a limit of CPU time. cvxpy solves the same program with Clarabel and SCS; ``--peers`` is a
-folder with ``eclipse_nn`` in it (``pip install --no-deps --target FOLDER eclipse-nn``). What a solver claims is not a bound;
-where it hands over multipliers, *repaired* is the smallest bound that the checker accepts for them, up to a common factor.
-Times are CPU seconds, one thread: set OMP_NUM_THREADS=1.
+Peers run in processes of their own with a limit of CPU time, and not on a network after one that is no larger was not finished;
+every network has a row for every peer that was asked for. A study goes on where it was: rows that are in ``--out`` are not made
+again. cvxpy solves the same program with Clarabel and SCS; ``--peers`` is a folder with ``eclipse_nn`` in it (``pip install
+--no-deps --target FOLDER eclipse-nn``). What a solver claims is not a bound; where it hands over multipliers, *repaired* is the
+smallest bound that the checker accepts for them, up to a common factor. Times are CPU seconds, one thread: set OMP_NUM_THREADS=1.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ from lipctrl.certificates.lipschitz import certify_lipschitz
 from lipctrl.core.errors import LipctrlError
 
 Weights = list[np.ndarray]
+STOPPED = "not finished in"
 PEERS = ("eclipse-nn fast", "eclipse-nn", "cvxpy Clarabel", "cvxpy SCS")
 
 
@@ -99,7 +101,7 @@ def measure(name: str, weights: Weights) -> dict[str, Any]:
     """Search, then the checker's verdict on the certificate's bytes."""
     graph, product = relu_network(weights), math.prod(float(np.linalg.norm(weight, 2)) for weight in weights)
     started, wall = time.process_time(), time.perf_counter()
-    found = certify_lipschitz(graph, witness=False, tolerance=1e-5)
+    found = certify_lipschitz(graph, splits=0, witness=False, tolerance=1e-5)
     searched, wall = time.process_time() - started, time.perf_counter() - wall
     started = time.process_time()
     level = found.check().level
@@ -131,12 +133,39 @@ def run_peer(peer: str, weights: Weights, limit: float, folder: Path | None) -> 
         environment = {**os.environ, "PYTHONPATH": path}
         done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     if done.returncode == -signal.SIGXCPU:
-        return {"peer": peer, "reason": f"not finished in {limit:g} s of CPU time"}
+        return {"peer": peer, "reason": f"{STOPPED} {limit:g} s of CPU time"}
     lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
     if done.returncode or not lines:
         return {"peer": peer, "reason": "not run, because: " + (done.stderr.strip().splitlines() or ["it printed nothing"])[-1]}
     answer: dict[str, Any] = {"peer": peer, **json.loads(lines[-1])}
     return answer
+
+
+def no_larger(first: Weights, second: Weights) -> bool:
+    """Whether the first network has neither more layers, nor wider ones, nor more variables."""
+    sizes = [[len(w), max(max(m.shape) for m in w), sum(m.shape[1] for m in w)] for w in (first, second)]
+    return all(a <= b for a, b in zip(*sizes, strict=True))
+
+
+def study(names: list[str], networks: dict[str, Weights], options: argparse.Namespace, show: Callable[[dict[str, Any]], None]) -> None:
+    """A row for each network, and one for each network and peer."""
+    earlier = options.out.read_text(encoding="utf-8").splitlines() if options.out is not None and options.out.exists() else []
+    rows = {(row["network"], row.get("peer")): row for row in map(json.loads, earlier)}
+    for name in names:
+        weights = networks[name]
+        if (name, None) not in rows:
+            show(measure(name, weights))
+        for peer in PEERS if options.run_peers == [] else options.run_peers or []:
+            if (name, peer) in rows:
+                continue
+            reasons = {other: rows.get((other, peer), {}).get("reason", "") for other in networks}
+            stopped = next((o for o, why in reasons.items() if why.startswith(STOPPED) and no_larger(networks[o], weights)), None)
+            if stopped is None:
+                row = repaired(weights, run_peer(peer, weights, options.limit, options.peers))
+            else:
+                row = {"peer": peer, "reason": f"not run, because {stopped}, which is no larger, was {reasons[stopped]}"}
+            rows[name, peer] = {"network": name, **row}
+            show(rows[name, peer])
 
 
 def peer_main(peer: str, weights: Weights, limit: float) -> dict[str, Any]:
@@ -188,7 +217,7 @@ def repaired(weights: Weights, answer: dict[str, Any]) -> dict[str, Any]:
     if multipliers is not None:
         try:
             known = [np.array(values) for values in multipliers]
-            found = certify_lipschitz(relu_network(weights), multipliers=known, witness=False)
+            found = certify_lipschitz(relu_network(weights), multipliers=known, splits=0, witness=False)
             answer["repaired"] = found.upper.value if found.upper.method == "multipliers" else None
         except LipctrlError:
             answer["repaired"] = None
@@ -210,7 +239,7 @@ def least_seconds(function: Callable[[], object], repetitions: int) -> float:
 def measure_verification(repetitions: int = 40) -> dict[str, Any]:
     """17-194-194-195-6 has 600 variables: the proof from its matrix with counted roundings, and the whole verdict."""
     weights = he(17, 194, 194, 195, 6)
-    found = certify_lipschitz(relu_network(weights), witness=False, tolerance=1e-3)
+    found = certify_lipschitz(relu_network(weights), splits=0, witness=False, tolerance=1e-3)
     multipliers = [floats(values, len(values), "multipliers") for values in found.upper.evidence["multipliers"]]
     form = assemble(weights, multipliers, found.upper.value)
     matrix = np.tril(form.value) + np.tril(form.value, -1).T
@@ -248,7 +277,8 @@ def main() -> None:
     parser.add_argument("--layers", type=int, nargs="+", default=[2, 5, 10, 20, 30])
     parser.add_argument("--widths", type=int, nargs="+", default=[20, 40])
     parser.add_argument("--names", nargs="*", default=[], help="only these networks, such as 17-64-64-6")
-    parser.add_argument("--run-peers", nargs="*", default=[], choices=PEERS, metavar="PEER", help=f"among {', '.join(PEERS)}")
+    peers = f"all, or these of {', '.join(PEERS)}"
+    parser.add_argument("--run-peers", nargs="*", default=None, choices=PEERS, metavar="PEER", help=peers)
     parser.add_argument("--peers", type=Path, default=None, help="folder with eclipse_nn")
     parser.add_argument("--limit", type=float, default=60.0, help="CPU seconds for each peer and network")
     parser.add_argument("--out", type=Path, default=None)
@@ -275,11 +305,7 @@ def main() -> None:
             sizes = ((3, 64, 64, 1), (17, 64, 64, 6), (17, 256, 256, 6), (27, 256, 256, 256, 8))
             networks = {"-".join(map(str, shape)): he(*shape) for shape in sizes}
             networks |= {"-".join(map(str, shape)) + " trained": trained(*shape) for shape in sizes[:3]}
-        for name in options.names or networks:
-            weights = networks[name]
-            show(measure(name, weights))
-            for peer in options.run_peers:
-                show({"network": name, **repaired(weights, run_peer(peer, weights, options.limit, options.peers))})
+        study(options.names or [*networks], networks, options, show)
 
 
 if __name__ == "__main__":
