@@ -57,7 +57,7 @@ def bound_by_vertices(problem: Problem, splits: int, order: int, goal: float, to
 
     Leaves are bounded to the relative ``tolerance`` in the square. ``report(done, bound)`` is called after each split, with a bound
     that is not yet proved. Ctrl-C ends the search with what it has. ``None`` for a network with more than ``order`` variables, its
-    sorted groups as absolute values, and where floats leave no bound.
+    sorted groups as absolute values, or with implicit layers, and where floats leave no bound.
     """
     try:
         network = read_network(without_sorts(problem.graph))
@@ -65,7 +65,8 @@ def bound_by_vertices(problem: Problem, splits: int, order: int, goal: float, to
     except (Rejected, GraphError):
         return None
     search = _Search(CellProblem(problem.graph, network, problem.norm, problem.input_scale, problem.output_scale, *scales), goal, tolerance)
-    root = search.leaf(network, None) if sum(network.variables) <= order else None
+    fits = sum(network.variables) <= order and len(_activations(network)) == len(network.layers)
+    root = search.leaf(network, None) if fits else None
     if root is None:
         return None
     with contextlib.suppress(KeyboardInterrupt):
@@ -125,16 +126,15 @@ class _Search:
         return found
 
     def _euclidean(self, network: Network, parent: Leaf | None) -> Leaf:
-        system = build_system(network, self.problem.scale_in, self.problem.scale_out)
+        system, layers = build_system(network, self.problem.scale_in, self.problem.scale_out), _activations(network)
         first = None
         if parent is not None:
-            first = system.normalised([warm[_free(layer)] for warm, layer in zip(parent.warm, network.layers, strict=True)])
+            first = system.normalised([warm[layer.free] for warm, layer in zip(parent.warm, layers, strict=True)])
         found = solve(system, self.tolerance, first=first, enough=(self.goal / system.scale) ** 2)
         self.interrupted |= found.interrupted
-        filed = system.filed(found.values)
-        warm = [np.zeros(layer.size) for layer in network.layers]
-        for own, layer, values in zip(warm, network.layers, filed, strict=True):
-            own[_free(layer)] = values
+        warm = [np.zeros(layer.size) for layer in layers]
+        for own, layer, values in zip(warm, layers, system.filed(found.values), strict=True):
+            own[layer.free] = values
         proof = {"method": "multipliers", "multipliers": system.filed_as_texts(found.values)}
         bound = math.sqrt(found.square) * system.scale
         return Leaf(network, bound, proof, _unit(network, _slack(system, found) * _influence(system)), warm)
@@ -148,13 +148,13 @@ class _Search:
         return Leaf(network, bound, proof, _unit(network, influence))
 
 
-def _free(layer: Any) -> Array:
-    return layer.free if isinstance(layer, Activation) else np.arange(layer.size)
+def _activations(network: Network) -> list[Activation]:
+    return [signal for signal in network.signals if isinstance(signal, Activation)]
 
 
 def _unit(network: Network, scores: Array) -> tuple[int, int] | None:
     """The unit with the greatest score; ``None`` where no slope is open."""
-    units = [(index, int(unit)) for index, layer in enumerate(network.layers) for unit in _free(layer)]
+    units = [(index, int(unit)) for index, layer in enumerate(_activations(network)) for unit in layer.free]
     return units[int(np.argmax(scores))] if units else None
 
 
@@ -174,4 +174,5 @@ def _slack(system: System, found: Multipliers) -> Array:
 def _influence(system: System) -> Array:
     """What each unit may add to the gain by leaving its middle slope."""
     _, reached, moved = moves(system)
-    return reached * moved
+    influence: Array = reached * moved
+    return influence
