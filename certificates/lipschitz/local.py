@@ -17,14 +17,13 @@ from lipctrl.certificates.lipschitz.certify import HasGraph
 from lipctrl.certificates.lipschitz.local_search import Search
 from lipctrl.certificates.lipschitz.local_witness import WitnessSearch
 from lipctrl.certificates.lipschitz.records import LipschitzCertificate, LowerBound, UpperBound
+from lipctrl.certificates.lipschitz.turns import Turns
 from lipctrl.certificates.lipschitz.unit_search import UnitSearch
 from lipctrl.core.errors import InputError, LipctrlError
 from lipctrl.core.progress import Progress, no_progress
 from lipctrl.core.rationals import rational, rationals
 
 MARGIN = 1e-9  #: relative, between the bound that was found and the one that is claimed
-SHARE = 0.3  #: of the time for multipliers on few cells, at least
-AnySearch = Search | UnitSearch
 _SIZES = (1.0, 1 + 1e-7, 1 + 1e-5, 1 + 1e-3)  #: of the claimed bound, should the checker refuse a smaller one
 
 
@@ -120,15 +119,15 @@ class _Certifier:
         """Search, then prove."""
         if not len(self.problem.domain.free):
             return LipschitzCertificate(self.graph, self._proved(0.0, [None], []), None, None)
-        few = UnitSearch.where_it_helps(self.problem) or Search(self.problem, True)
-        searches = [few, Search(self.problem, False)]
+        units = UnitSearch.where_it_helps(self.problem)
+        turns = Turns([*([units] if units else []), Search(self.problem, True), Search(self.problem, False)])
         try:
             self._improve(None)
-            self._search(searches)
-            self._improve(_best(searches).worst(64))
+            self._search(turns)
+            self._improve(turns.best.worst(64))
         except KeyboardInterrupt:
             pass
-        search = _best(searches)
+        search = turns.best
         upper = search.upper
         if not math.isfinite(upper):
             raise LipctrlError("no bound on this domain could be proved: values or slopes there are not finite")
@@ -146,26 +145,18 @@ class _Certifier:
     def _least(self) -> float:
         return 0.0 if self.lower is None else self.lower.value
 
-    def _search(self, searches: list[AnySearch]) -> None:
-        """In turns, until the bounds meet or the budget is spent."""
+    def _search(self, turns: Turns) -> None:
+        """Until the bounds meet or the budget is spent."""
         begun = time.monotonic()
         enough = self._least * (1 + self.budget.tolerance)
-        while (best := _best(searches)).upper > enough and best.cells < min(self.budget.cells, MAX_LEAVES):
+        while (best := turns.best).upper > enough and best.cells < min(self.budget.cells, MAX_LEAVES):
             left = self.budget.seconds - (time.monotonic() - begun)
             if left <= 0 or (best.exhausted and math.isfinite(best.upper)):
                 break
             spent = 1 - left / self.budget.seconds
             self.progress(0.1 + 0.8 * spent, f"bound {rounded_up(best.upper)} on {best.cells} cells (not yet proved)", None)
-            chosen = self._next(searches[0], searches[1], left)
-            if chosen is None:
+            if not turns.step(self._least, enough, left):
                 break
-            chosen.step(enough, left)
-
-    def _next(self, few: AnySearch, many: AnySearch, left: float) -> AnySearch | None:
-        """Many cells as long as they promise to end below what multipliers on few have reached; these get a share of the time anyway."""
-        behind = few.seconds <= SHARE * (few.seconds + many.seconds)
-        order = [few, many] if behind or many.promise(self._least, left) >= few.upper else [many, few]
-        return next((search for search in order if not search.exhausted), None)
 
     def _improve(self, starts: np.ndarray | None) -> None:
         found = self.witnesses.search(starts)
@@ -178,7 +169,3 @@ class _Certifier:
         evidence = {"method": "cells", "tree": tree, "proofs": proofs}
         prove_local(self.graph, claim, evidence)
         return UpperBound(float(bound), "cells", claim, evidence)
-
-
-def _best(searches: list[AnySearch]) -> AnySearch:
-    return min(searches, key=lambda search: search.upper)

@@ -19,12 +19,13 @@ from lipctrl.certificates.checker.intervals import Array, Interval
 from lipctrl.certificates.checker.jacobian import quick_gains
 from lipctrl.certificates.checker.local_slopes import Cells, Local, LocalSlopes, entering
 from lipctrl.certificates.checker.network import Network
-from lipctrl.certificates.checker.verifiers.local_lipschitz import MAX_PROOFS, Problem
+from lipctrl.certificates.checker.verifiers.local_lipschitz import EXPANSION, MAX_PROOFS, Problem
 from lipctrl.certificates.lipschitz.local_multipliers import bound_cell
 
 MAX_ORDER = 700  #: variables beyond which no multipliers are sought on a cell
 CELL_TOLERANCE = 5e-3  #: of multipliers on a cell, in the square of the bound
 SMALL_ORDER, FEW_INPUTS = 64, 6  #: multipliers are sought to the end where there are few variables, or too many inputs to split
+NEAR = 1.2  #: of the gain at the middle of a cell: expansions that are nearer need no multipliers
 SLICE = 0.1  #: seconds, as estimated, between two decisions what to do
 SPLITS = 64  #: cells that are split at once
 
@@ -173,10 +174,6 @@ class Search:
         rate, known = _log_ratio(before, self.upper) / passed, self.rates[careful]
         self.rates[careful] = rate if known is None else 0.7 * known + 0.3 * rate
 
-    def promise(self, lower: float, seconds: float) -> float:
-        """The bound to be expected after so many more seconds."""
-        return promised(lower, self.upper, self.seconds, seconds, len(self.problem.domain.free))
-
     def tree(self, upper: float) -> tuple[list[Any], list[dict[str, Any]]]:
         """The smallest split tree whose leaves all have bounds of at most ``upper``, in preorder, and its proofs."""
         return tree_of(self.root, upper)
@@ -212,9 +209,26 @@ class Search:
         if empty[0]:
             node.tried = 2
         else:
-            spent += self._multiplied(node, self.problem.network(found, 0), seconds)
+            spent += self._expanded(node, found)
+            if node.tried < 2:
+                spent += self._multiplied(node, self.problem.network(found, 0), seconds)
         self._push(node)
         return spent
+
+    def _expanded(self, node: Node, found: LocalSlopes) -> float:
+        """Bound a cell by its expansion. Where that is near the gain at the middle, multipliers will do no better."""
+        if not self.problem.curved or node.tried or self.proofs >= MAX_PROOFS:
+            return 0.0
+        value = self.problem.expanded(node.low, node.high) * (1 + 1e-9)
+        if value < node.own:
+            node.own, node.proof = value, {"method": EXPANSION}
+            node.effective = min(node.effective, node.own)
+            self.proofs += 1
+        middle, _ = self.problem.matrices(found, 1).centre_radius()
+        order = 2 if self.problem.norm == "l2" else np.inf
+        if value < NEAR * float(np.linalg.norm(middle[0], order)):
+            node.tried = 2
+        return 1e-9 * self.problem.expansion_products()
 
     def _multiplied(self, node: Node, network: Network, seconds: float) -> float:
         order = sum(network.variables)
@@ -230,13 +244,6 @@ class Search:
             node.effective = min(node.effective, node.own)
             self.proofs += 1
         return 0.02 + (3e-7 if thorough else 1e-8) * order**3
-
-
-def promised(lower: float, upper: float, passed: float, seconds: float, inputs: int) -> float:
-    """The bound to be expected after ``seconds`` more: its excess falls like the width of equal cells, one k-th root of time."""
-    if not passed or not math.isfinite(upper):
-        return lower
-    return lower + (upper - lower) * float((passed / (passed + seconds)) ** (1 / inputs))
 
 
 def _log_ratio(before: float, after: float) -> float:

@@ -30,7 +30,7 @@ from lipctrl.certificates.checker.verdict import Rejected
 from lipctrl.certificates.checker.verifiers.local_lipschitz import MAX_PROOFS, Problem
 from lipctrl.certificates.lipschitz.box_programs import multipliers
 from lipctrl.certificates.lipschitz.local_multipliers import bound_cell
-from lipctrl.certificates.lipschitz.local_search import CELL_TOLERANCE, MAX_ORDER, SLICE, promised
+from lipctrl.certificates.lipschitz.local_search import CELL_TOLERANCE, MAX_ORDER, SLICE
 from lipctrl.certificates.lipschitz.sensitivity import Sensitivities
 
 KINKED = ("relu", "abs", "leaky_relu", "clip", "min", "max")
@@ -164,10 +164,6 @@ class UnitSearch:
             return None
         search = cls(problem)
         return search if math.isfinite(search.upper) and not isinstance(search.root.split, int) else None
-
-    def promise(self, lower: float, seconds: float) -> float:
-        """The bound to be expected after so many more seconds."""
-        return promised(lower, self.upper, self.seconds, seconds, len(self.problem.domain.free))
 
     def worst(self, count: int) -> Array:
         """Points well inside the leaves with the greatest bounds, (count, n)."""
