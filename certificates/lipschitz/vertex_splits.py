@@ -104,14 +104,12 @@ class _Search:
             worst = waiting[0][2]
             if self.interrupted or not worst.bound > self.goal or worst.unit is None or worst.depth >= MAX_DEPTH:
                 return
-            halves = [self.leaf(half, worst) for half in split(worst.network, list(worst.unit))]
-            if self.interrupted or any(half is None for half in halves):
+            first, second = (self.leaf(half, worst) for half in split(worst.network, list(worst.unit)))
+            if self.interrupted or first is None or second is None:
                 return
-            heapq.heappop(waiting)
-            for half in halves:
-                if half is not None:
-                    worst.halves.append(half)
-                    heapq.heappush(waiting, (-half.bound, 2 * done + len(worst.halves), half))
+            worst.halves = [first, second]
+            heapq.heapreplace(waiting, (-first.bound, 2 * done + 1, first))
+            heapq.heappush(waiting, (-second.bound, 2 * done + 2, second))
             report(done + 1, waiting[0][2].bound)
 
     def leaf(self, network: Network, parent: Leaf | None) -> Leaf | None:
