@@ -42,7 +42,7 @@ class Link:
 
 @dataclass(frozen=True)
 class Errors:
-    """J multiplications: N ``after`` (m, J), P ``before`` (J, k), B ``bend`` (J, k, k), |e| <= ``doubt`` and |l d + e| <= ``whole`` (J,)."""
+    """J multiplications: N ``after`` (m, J), P ``before`` (J, k), B ``bend`` (J, k, k), |e| <= ``doubt``, |l d + e| <= ``whole`` (J,)."""
 
     after: Interval
     before: Interval
