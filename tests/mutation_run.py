@@ -52,6 +52,7 @@ TESTS = {  # tests made for the file, which take seconds
     "network.py": ["checker_network"],
     "products.py": ["checker_network"],
     "rounding.py": ["checker_rounding", "checker_cells"],
+    "signs.py": ["checker_signs"],
     "slopes.py": ["checker_network"],
     "sorts.py": ["checker_sorts"],
     "verdict.py": ["checker_verdict"],
@@ -61,9 +62,10 @@ TESTS = {  # tests made for the file, which take seconds
     "writing.py": ["checker_kinds"],
     "verifiers/action_deviation.py": ["checker_deviation"],
     "verifiers/closed_loop_lyapunov_bab.py": ["checker_lyapunov", "checker_attacks"],
-    "verifiers/counterexample.py": ["checker_witness", "checker_counterexample"],
+    "verifiers/counterexample.py": ["checker_witness", "checker_counterexample", "checker_monotonicity"],
     "verifiers/lipschitz_bound.py": ["checker_lipschitz", "lipschitz_bound"],
     "verifiers/local_lipschitz.py": ["checker_local"],
+    "verifiers/monotonicity.py": ["checker_monotonicity"],
 }
 
 COMPARISONS: dict[type[ast.cmpop], type[ast.cmpop]] = {
