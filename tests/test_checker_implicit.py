@@ -12,7 +12,7 @@ from flint import arb, fmpq, fmpq_mat
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lipctrl.certificates.checker import implicit, work
+from lipctrl.certificates.checker import definite, implicit, work
 from lipctrl.certificates.checker import intervals as iv
 from lipctrl.certificates.checker.balls import evaluate_balls
 from lipctrl.certificates.checker.bundle import IMPLICIT_PRODUCTS, graph_cost, parse_certificate
@@ -159,6 +159,15 @@ def test_the_edge_of_being_well_posed() -> None:
         margin(small, np.ones(2))
 
 
+def test_ranges_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    small = np.array([[0.5, 1e-70], [-1e-70, 0.25]])  # beyond what is counted in float64: judged in balls
+    assert margin(small, np.ones(2)) == pytest.approx(0.5, rel=1e-6)
+    implicit._margin.cache_clear()
+    monkeypatch.setattr(definite, "MAX_BALL_ORDER", 1)
+    with pytest.raises(GraphError, match="well-posed: matrix of order 2, at most 1"):
+        margin(small, np.ones(2))
+
+
 def test_sizes_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(implicit, "MAX_UNITS", 2)
     assert margin(np.zeros((2, 2)), np.ones(2)) > 0.99
@@ -223,7 +232,7 @@ def test_one_unit(activation: str, factor: float) -> None:
             assert converged
             assert z[0] == pytest.approx(PHI[activation](d * z[0] + v * factor), rel=1e-13, abs=1e-300)
             if activation == "relu":
-                assert z[0] == pytest.approx(max(v * factor, 0) / (1 - d), rel=1e-14, abs=0)
+                assert z[0] == pytest.approx(max(v * factor, 0) / (1 - d), rel=2e-13, abs=0)
 
 
 def test_rows_are_solved_one_by_one() -> None:
@@ -273,6 +282,32 @@ def test_reach_is_what_the_margin_leaves() -> None:
     assert np.all((far[1] > 0) & (far[1] < 1e-100))
     assert np.isnan(reach(np.ones(2), 1.0, np.array([math.nan, 1.0]))).all()
     assert reach(np.array([1e-20]), 1.0, np.array([1e-160]))[0] >= 1e-160  # squares underflow
+
+
+def test_reach_is_rounded_up() -> None:
+    generator = np.random.default_rng(4)
+    for n in (1, 2, 3, 10, 40):
+        for _ in range(40):
+            metric, kappa, miss = 10.0 ** generator.uniform(-3, 3, n), generator.uniform(0.1, 2), generator.random(n)
+            exact_square = sum(Fraction(m) * Fraction(e) ** 2 for m, e in zip(metric.tolist(), miss.tolist(), strict=True))
+            for m, far in zip(metric.tolist(), reach(metric, kappa, miss).tolist(), strict=True):
+                square = (Fraction(far) * Fraction(kappa)) ** 2 * Fraction(m)
+                assert exact_square <= square <= exact_square * (1 + Fraction(1, 10**12))
+
+
+def test_what_an_approximate_inverse_leaves() -> None:
+    generator = np.random.default_rng(5)
+    for scale in (1.0, 1e3, 1e8):
+        skew = scale * generator.standard_normal((3, 3))
+        weight, slopes = skew - skew.T + 0.5 * np.eye(3), generator.random((2, 3))
+        inverse, off = ImplicitLayer(weight, np.ones(3), "tanh")._inverse(slopes)
+        for b in range(2):
+            passed = [[Fraction(int(i == j)) - Fraction(slopes[b, i]) * Fraction(weight[i, j]) for j in range(3)] for i in range(3)]
+            for i in range(3):
+                for j in range(3):
+                    left = int(i == j) - sum(Fraction(inverse[b, i, k]) * passed[k][j] for k in range(3))
+                    assert abs(left) <= Fraction(off[b, i, j])
+        assert off.max() < 1e-12 * scale
 
 
 @settings(max_examples=60, deadline=None)

@@ -25,7 +25,7 @@ from flint import ctx
 
 from lipctrl.certificates.checker.definite import BALL_PRECISION, OutOfRange, balls, exact, is_definite_in_balls, is_semidefinite
 from lipctrl.certificates.checker.graph import Graph, GraphError
-from lipctrl.certificates.checker.intervals import UNIT, Array, Interval, UnsafeArithmetic, affine, around, down, gamma, point, up
+from lipctrl.certificates.checker.intervals import UNIT, Array, Interval, UnsafeArithmetic, affine, around, gamma, point, up
 
 MAX_UNITS = 1024  #: of an implicit layer
 LEAST_MARGIN = 2.0**-100  #: smaller ones are not looked for
@@ -33,6 +33,7 @@ SWEEPS = 4  #: of interval iteration after the first enclosure
 SPLITTINGS = 40  #: steps of the splitting between two looks at the residual
 TURNS = 8  #: looks, where the solution is only an approximation to begin a proof with
 MAX_TURNS = 50  #: looks, where it is the answer
+NEWTON_TURN, NEWTON_STEPS = 4, 3  #: looks without Newton steps, which are dear, and how many there are at each look then
 MAX_FLOATS = 1 << 22  #: in the matrices of Newton steps at one time
 
 _SHARES = (1 - 2.0**-40, 1 - 2.0**-24, 1 - 2.0**-10, 0.5)  #: of the estimated margin: what is tried to be proved
@@ -117,13 +118,13 @@ class ImplicitLayer:
         ``phi`` encloses the activation and ``quotients`` its difference quotients over an interval: around s = phi(D y + u) with
         y near the solution for the middle u, z - s = S (D (z - s) + c) with c = D (s - y) + v - u.
         """
-        centre, _ = v.centre_radius()
+        centre, radius = v.centre_radius()
         y = point(self.solver(centre)[0])
         before = affine(y, self.weight, None) + point(centre)
         s = phi(before)
-        entering = affine(s - y, self.weight, None) + (v - point(centre))
+        entering = affine(s - y, self.weight, None) + Interval(-radius, radius)
         far = self.reach(entering.magnitude)
-        z = Interval(down(s.low - far), up(s.high + far))
+        z = s + Interval(-far, far)
         for _ in range(SWEEPS):
             w = affine(z, self.weight, None) + v
             z = z.intersect(phi(w)).intersect(s + self.enclose_slopes(entering, quotients(w.hull(before))))
@@ -136,9 +137,9 @@ class ImplicitLayer:
         """
         far = self.reach(entering.magnitude)
         columns = Interval(-far, far)
-        middle, _ = slopes.centre_radius()
+        middle, half = slopes.centre_radius()
         inverse, off = self._inverse(middle)
-        passed, bent = _product(inverse, slopes * entering), slopes - point(middle)
+        passed, bent = _product(inverse, slopes * entering), Interval(-half, half)
         for _ in range(SWEEPS):
             inner, size = affine(columns, self.weight, None), columns.magnitude
             other = passed + _product(inverse, bent * inner) + _product(off, Interval(-size, size))
@@ -197,11 +198,11 @@ class FixedPoint:
         result, left = np.full_like(v, np.nan), np.flatnonzero(np.isfinite(v).all(-1))
         y = v[left]
         with np.errstate(all="ignore"):
-            for _ in range(self.turns):
+            for turn in range(self.turns):
                 if not left.size:
                     break
                 y = self._split(y, v[left])
-                result[left], done = self._polished(self.phi(y), v[left])
+                result[left], done = self._polished(self.phi(y), v[left], NEWTON_STEPS if turn >= NEWTON_TURN else 0)
                 left, y = left[~done], y[~done]
         return result.reshape(operand.shape), not left.size
 
@@ -211,11 +212,11 @@ class FixedPoint:
             y = 2 * ((reflected + v) @ self.resolvent.T) - reflected
         return y
 
-    def _polished(self, z: Array, v: Array) -> tuple[Array, Array]:
+    def _polished(self, z: Array, v: Array, steps: int) -> tuple[Array, Array]:
         """Better solutions from good ones, and which of them are as good as rounding allows."""
         step, done = self._miss(z, v)
         rows = max(1, MAX_FLOATS // v.shape[-1] ** 2)
-        for _ in range(3):
+        for _ in range(steps):
             for begin in range(0, len(z), rows):
                 part = slice(begin, begin + rows)
                 some = np.flatnonzero(~done[part]) + begin

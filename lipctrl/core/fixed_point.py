@@ -12,7 +12,7 @@ from lipctrl.core.errors import LipctrlError
 
 SPLITTINGS = 40  #: steps between two looks at the residual
 TURNS = 50  #: looks
-NEWTON_STEPS = 3
+NEWTON_TURN, NEWTON_STEPS = 4, 3  #: looks without Newton steps, which are dear, and how many there are at each look then
 
 
 def _softplus(w: Tensor) -> Tensor:
@@ -31,8 +31,8 @@ def implicit_layer(weight: Tensor, operand: Tensor, activation: str) -> Tensor:
     """The z (..., n) with z = activation(``weight`` z + ``operand``), for ``operand`` (..., n); rows that are not finite give NaN.
 
     ``weight`` D (n, n) is well-posed, as it is where 2 L - L D - D^T L is positive definite for some positive diagonal L. Gradients
-    flow to both, once. The splitting is that of :mod:`lipctrl.certificates.checker.implicit`, in the dtype and on the device of
-    ``operand``. Raises LipctrlError where it does not converge to rounding errors.
+    flow to both, once. The splitting is that of :mod:`lipctrl.certificates.checker.implicit`, in float64 on the device of
+    ``operand``; the result has its dtype. Raises LipctrlError where it does not converge to rounding errors.
     """
     result: Tensor = _Implicit.apply(weight, operand, activation)  # type: ignore[no-untyped-call]
     return result
@@ -43,21 +43,24 @@ class _Implicit(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, operand: Tensor, activation: str) -> Tensor:
-        rows = operand.reshape(-1, operand.shape[-1])
-        z = _solved(weight, torch.where(torch.isfinite(rows).all(-1, keepdim=True), rows, 0.0), activation)
-        slopes = _ACTIVATIONS[activation][1](z @ weight.mT + rows)
-        z = torch.where(torch.isfinite(rows).all(-1, keepdim=True), z, torch.nan)
-        ctx.save_for_backward(weight, z, slopes)
-        return z.reshape(operand.shape)
+        matrix, rows = weight.double(), operand.reshape(-1, operand.shape[-1]).double()
+        finite = torch.isfinite(rows).all(-1, keepdim=True)
+        z = _solved(matrix, torch.where(finite, rows, 0.0), activation)
+        slopes = _ACTIVATIONS[activation][1](z @ matrix.mT + rows)
+        z = torch.where(finite, z, torch.nan)
+        ctx.save_for_backward(matrix, z, slopes)
+        ctx.weight_dtype = weight.dtype
+        return z.reshape(operand.shape).to(operand.dtype)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
         weight, z, slopes = ctx.saved_tensors
-        rows = gradient.reshape(z.shape)
+        rows = gradient.reshape(z.shape).double()
         system = _system(weight, slopes).mT
         at_operand = slopes * torch.linalg.solve(system, rows[..., None])[..., 0]
-        return at_operand.mT @ z, at_operand.reshape(gradient.shape), None
+        at_weight, at_operand = at_operand.mT @ z, at_operand.reshape(gradient.shape)
+        return at_weight.to(ctx.weight_dtype), at_operand.to(gradient.dtype), None
 
 
 def _system(weight: Tensor, slopes: Tensor) -> Tensor:
@@ -70,21 +73,21 @@ def _solved(weight: Tensor, v: Tensor, activation: str) -> Tensor:
     identity = torch.eye(len(weight), dtype=weight.dtype, device=weight.device)
     resolvent = torch.linalg.inv(2 * identity - weight).mT
     y = v
-    for _ in range(TURNS):
+    for turn in range(TURNS):
         for _ in range(SPLITTINGS):
             reflected = 2 * phi(y) - y
             y = 2 * ((reflected + v) @ resolvent) - reflected
-        z, converged = _polished(weight, phi(y), v, activation)
+        z, converged = _polished(weight, phi(y), v, activation, NEWTON_STEPS if turn >= NEWTON_TURN else 0)
         if converged:
             return z
     raise LipctrlError("an implicit layer could not be solved: its iteration did not converge")
 
 
-def _polished(weight: Tensor, z: Tensor, v: Tensor, activation: str) -> tuple[Tensor, bool]:
+def _polished(weight: Tensor, z: Tensor, v: Tensor, activation: str, steps: int) -> tuple[Tensor, bool]:
     """Better solutions by Newton steps where they help, and whether all are as good as rounding allows."""
     phi, derivative = _ACTIVATIONS[activation]
     miss, done = _miss(weight, z, v, phi)
-    for _ in range(NEWTON_STEPS):
+    for _ in range(steps):
         if bool(done.all()):
             break
         left = torch.nonzero(~done)[:, 0]
