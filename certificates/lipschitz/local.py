@@ -24,6 +24,8 @@ from lipctrl.core.progress import Progress, no_progress
 from lipctrl.core.rationals import rational, rationals
 
 MARGIN = 1e-9  #: relative, between the bound that was found and the one that is claimed
+WITNESS = 0.2  #: of the time for lower bounds, at most
+FIRST, AGAIN = 0.08, 0.05  #: of the time for the first search for a lower bound, and for each one after it
 _SIZES = (1.0, 1 + 1e-7, 1 + 1e-5, 1 + 1e-3)  #: of the claimed bound, should the checker refuse a smaller one
 
 
@@ -113,7 +115,12 @@ class _Certifier:
         self.graph, self.claim, self.problem, self.budget, self.progress = graph, claim, problem, budget, progress
         scales = problem.scale_in, problem.scale_out
         self.witnesses = WitnessSearch(graph, problem.domain, problem.norm, *scales, budget.seed)
-        self.lower: LowerBound | None = None
+        self.begun, self.seeking = time.monotonic(), 0.0  # seconds that went into lower bounds
+
+    @property
+    def lower(self) -> LowerBound | None:
+        """The steepest pair so far."""
+        return self.witnesses.best
 
     def run(self) -> LipschitzCertificate:
         """Search, then prove."""
@@ -122,9 +129,10 @@ class _Certifier:
         units = UnitSearch.where_it_helps(self.problem)
         turns = Turns([*([units] if units else []), Search(self.problem, True), Search(self.problem, False)])
         try:
-            self._improve(None)
+            self._witness(None)
             self._search(turns)
-            self._improve(turns.best.worst(64))
+            if turns.best.upper > self._enough:
+                self._witness(turns.best.worst(64))
         except KeyboardInterrupt:
             pass
         search = turns.best
@@ -145,23 +153,34 @@ class _Certifier:
     def _least(self) -> float:
         return 0.0 if self.lower is None else self.lower.value
 
+    @property
+    def _enough(self) -> float:
+        return self._least * (1 + self.budget.tolerance)
+
     def _search(self, turns: Turns) -> None:
         """Until the bounds meet or the budget is spent."""
-        begun = time.monotonic()
-        enough = self._least * (1 + self.budget.tolerance)
-        while (best := turns.best).upper > enough and best.cells < min(self.budget.cells, MAX_LEAVES):
-            left = self.budget.seconds - (time.monotonic() - begun)
+        seconds = self.budget.seconds
+        while (best := turns.best).upper > (enough := self._enough) and best.cells < min(self.budget.cells, MAX_LEAVES):
+            passed = time.monotonic() - self.begun
+            if self.seeking + 2 * AGAIN * seconds < WITNESS * passed:  # one turn is kept for the end
+                self._witness(best.worst(64))
+                continue
+            left = (1 - AGAIN) * seconds - passed
             if left <= 0 or (best.exhausted and math.isfinite(best.upper)):
                 break
-            spent = 1 - left / self.budget.seconds
+            spent = 1 - left / seconds
             self.progress(0.1 + 0.8 * spent, f"bound {rounded_up(best.upper)} on {best.cells} cells (not yet proved)", None)
             if not turns.step(self._least, enough, left):
                 break
 
-    def _improve(self, starts: np.ndarray | None) -> None:
-        found = self.witnesses.search(starts)
-        if found is not None and (self.lower is None or found.value > self.lower.value):
-            self.lower = found
+    def _witness(self, starts: np.ndarray | None) -> None:
+        """Seek a lower bound for a while, from inputs (B, n) or random ones."""
+        begun = time.monotonic()
+        if starts is None:
+            self.witnesses.search(begun + FIRST * self.budget.seconds)
+        else:
+            self.witnesses.improve(starts, begun + AGAIN * self.budget.seconds)
+        self.seeking += time.monotonic() - begun
 
     def _proved(self, bound: float, tree: list[Any], proofs: list[dict[str, Any]]) -> UpperBound:
         """The bound as a record. Raises Rejected where the checker's code does not accept it."""
