@@ -150,3 +150,152 @@ def test_pairs_of_points_do_what_the_model_says(seed: int, inputs: int, steps: i
                 requires(found.model, low[free], high[free], x[free], y[free], at, there)
                 for j, v in enumerate(at):
                     assert not v < arb(float(found.value.low[0, j])) and not v > arb(float(found.value.high[0, j]))
+
+
+def test_a_value_that_is_not_finite_is_no_statement() -> None:
+    s = Sketch()
+    x = s.input("x", 1)
+    graph = s.graph(u=s("mul", s("exp", s("mul", x, s.constant(10**9))), s("tanh", x)))
+    found = curved_slopes(graph, cells([-1], [1])).output
+    assert not np.isfinite(found.slope.magnitude).any()
+    undefined = s.graph(u=s("log", s("tanh", x)))
+    assert np.isnan(curved_slopes(undefined, cells([-1], [1])).output.value.low).all()
+
+
+def cells(low: Any, high: Any, **options: Any) -> Cells:
+    low, high = np.array(low, float), np.array(high, float)
+    return Cells(low[None], high[None], np.arange(len(low)), **options)
+
+
+# --- derivatives -------------------------------------------------------------------------------------------------------------------
+
+SERIES: dict[str, Any] = {
+    "tanh": lambda x: 1 - 2 / ((2 * x).exp() + 1),
+    "sigmoid": lambda x: 1 / ((-x).exp() + 1),
+    "softplus": lambda x: (x.exp() + 1).log(),
+    "erf": lambda x: x.erf(),
+    "gelu": lambda x: x * ((x * (1 / arb(2).sqrt())).erf() + 1) / 2,
+    "silu": lambda x: x / ((-x).exp() + 1),
+    "exp": lambda x: x.exp(),
+    "log": lambda x: x.log(),
+    "sqrt": lambda x: x.sqrt(),
+    "sin": lambda x: x.sin(),
+    "cos": lambda x: x.cos(),
+    "tan": lambda x: x.tan(),
+    "div": lambda x: 1 / x,
+    **{f"power{n}": lambda x, n=n: x**n if n else 1 + 0 * x for n in (0, 1, 2, 3, 5)},
+}
+HALF_LINE = {"log", "sqrt", "div"}
+
+
+@pytest.mark.parametrize("name", SERIES)
+def test_second_and_third_derivatives_on_points_and_intervals(name: str) -> None:
+    node = Node("power", (0,), {"exponent": int(name[5:])}) if name.startswith("power") else Node(name, (0,))
+    higher = reciprocal if name == "div" else higher_derivatives(node)
+    assert higher is not None
+    limit = 1.25 if name == "tan" else 6
+    points = np.linspace(0.25 if name in HALF_LINE else -limit, limit, 97)
+    exact = []
+    for p in points:
+        series = SERIES[name](arb_series([float(p), 1], prec=5))
+        exact.append([float(2 * series[2].mid()), float(6 * series[3].mid())])
+    values = np.array(exact)
+    for k, found in enumerate(higher(Interval(points, points))):
+        slack = 1e-12 * (1 + np.abs(values[:, k]))
+        assert (np.abs(found.low - values[:, k]) <= slack).all() and (np.abs(found.high - values[:, k]) <= slack).all()
+    for width in (1, 4, 24):
+        for k, found in enumerate(higher(Interval(points[:-width], points[width:]))):
+            inside = np.lib.stride_tricks.sliding_window_view(values[:, k], width + 1)
+            slack = 1e-13 * (1 + np.abs(inside).max(1))
+            assert (found.low <= inside.min(1) + slack).all() and (found.high >= inside.max(1) - slack).all()
+
+
+def test_ranges_of_derivatives_are_tight_on_small_intervals() -> None:
+    at = np.array([-1.5, -0.25, 0.5, 2.0])
+    for name in "tanh sigmoid softplus erf gelu silu".split():
+        higher = higher_derivatives(Node(name, (0,)))
+        assert higher is not None
+        for width in (1e-2, 1e-4):
+            for found in higher(Interval(at, at + width)):
+                assert (found.high - found.low < 40 * width).all()
+    assert higher_derivatives(Node("relu", (0,))) is None and higher_derivatives(Node("mul", (0, 1))) is None
+
+
+def test_which_graphs_are_curved() -> None:
+    s = Sketch()
+    x, c = s.input("x", 2), s.constant(2)
+    straight = s("relu", s("div", s("mul", x, c), c))
+    assert not is_curved(s.graph(u=straight))
+    constant = Sketch()
+    assert not is_curved(constant.graph(u=constant("add", constant.input("x", 1), constant("tanh", constant.constant(1)))))
+    for op, operands in (("tanh", [x]), ("mul", [x, straight]), ("div", [c, x]), ("power", [x])):
+        t = Sketch()
+        t.nodes = list(s.nodes)
+        assert is_curved(t.graph(u=t(op, *operands, **({"exponent": 2} if op == "power" else {}))))
+    inner = Graph((Node("input", (), {"name": "y", "size": 2}), Node("tanh", (0,))), {"v": 1}, {}, 1)
+    t = Sketch()
+    t.tensors["offset"] = np.zeros(2)
+    u = t("recentre", t.input("x", 2), graph=inner, point=(F(0), F(0)), offset="offset")
+    assert is_curved(t.graph(u=u))
+
+
+# --- how tight ---------------------------------------------------------------------------------------------------------------------
+
+
+def smooth_network(op: str, sizes: tuple[int, ...], seed: int = 0) -> Graph:
+    random, s = np.random.default_rng(seed), Sketch()
+    x = s.input("x", sizes[0])
+    for k in range(len(sizes) - 1):
+        x = s(op, x) if k else x
+        x = s.affine(
+            x, random.standard_normal((sizes[k + 1], sizes[k])) * np.sqrt(2 / sizes[k]), 0.1 * random.standard_normal(sizes[k + 1])
+        )
+    return s.graph(u=x)
+
+
+@pytest.mark.parametrize("op", ["tanh", "sigmoid", "softplus", "gelu", "silu", "sin"])
+def test_errors_are_of_second_order_and_value_errors_of_third(op: str) -> None:
+    graph, centre, plays, errors, widths = smooth_network(op, (3, 16, 16, 2)), np.array([0.3, -0.2, 0.1]), [], [], []
+    for radius in (1e-2, 1e-3):
+        found = curved_slopes(graph, cells(centre - radius, centre + radius)).output
+        assert isinstance(found, Curved) and found.model is not None
+        plays.append(found.model.play.max())
+        errors.append(found.model.error.max())
+        widths.append((found.slope.high - found.slope.low).max())
+    assert plays[0] / plays[1] > 80 and errors[0] / errors[1] > 600
+    assert 5 < widths[0] / widths[1] < 30  # the linear part stays
+
+
+def test_far_narrower_than_interval_slopes() -> None:
+    graph, centre = smooth_network("tanh", (3, 64, 64, 1)), np.array([0.3, -0.2, 0.1])
+    box = cells(centre - 1e-3, centre + 1e-3)
+    first, plain = curved_slopes(graph, box).output.slope, local_slopes(graph, box).output.slope
+    assert ((first.high - first.low) < 0.2 * (plain.high - plain.low)).all()
+
+
+def test_products_are_exact_to_first_order() -> None:
+    s = Sketch()
+    x = s.input("x", 2)
+    product = s("mul", s("select", x, indices=(0,)), s("select", x, indices=(1,)))  # its slopes are the means of both factors
+    found = curved_slopes(s.graph(u=product), cells([-1, 1], [3, 5])).output
+    assert isinstance(found, Curved) and found.model is not None
+    model = found.model
+    assert model.play.max() < 1e-12 and model.error.max() < 1e-12 and model.bend is not None
+    assert np.allclose(model.bend.low[:, :, 0, 0], [[0, 1], [1, 0]]) and np.allclose(model.linear.high[:, 0, 0], [3, 1])
+    assert np.allclose(model.swing[:, 0, 0], [2, 2]) and np.allclose(model.sag, 4)
+
+
+def test_a_signal_of_length_one_may_be_repeated_before_an_affine_node() -> None:
+    for op in ("add", "sub", "mul"):
+        s = Sketch()
+        x = s("tanh", s.input("x", 1))
+        graph = s.graph(u=s.affine(s(op, s.constant(1, 5), x), [[1, 2]], [0]))
+        expected = {"add": (11, 3), "sub": (11, -3), "mul": (0, 11)}[op]
+        for found in (local_slopes(graph, cells([-1e-6], [1e-6])).output, curved_slopes(graph, cells([-1e-6], [1e-6])).output):
+            assert abs(found.value.low[0, 0] - expected[0]) < 1e-4 and abs(found.slope.high[0, 0, 0] - expected[1]) < 1e-4
+
+
+def test_nothing_varies() -> None:
+    graph = smooth_network("tanh", (2, 4, 1))
+    found = curved_slopes(graph, Cells(np.ones((1, 2)), np.ones((1, 2)), np.arange(0)))
+    assert found.output.slope is None and found.spread is None

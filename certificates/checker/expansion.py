@@ -143,6 +143,8 @@ class Recorder(CurvedAlgebra):
 
 def remainder(errors: Errors, scale_in: Interval, scale_out: Interval, spread: Callable[[Array], Array]) -> float:
     """A bound of |S_out (A - A_0) S_in^-1| in Euclidean norm; ``spread`` takes |a| (k, 1, 1) to the most of a d."""
+    if not len(errors.doubt):
+        return 0.0
     after = errors.after * Interval(scale_out.low[:, None], scale_out.high[:, None])
     before, bend = errors.before / scale_in, errors.bend / scale_in
     rows = errors.doubt * _norms(before.magnitude, 1)

@@ -1,0 +1,302 @@
+"""Gains of families of matrices, and of expansions: against members of the families, pairs of points, and attacks."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import pytest
+from flint import arb
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_first_order_slopes import Maker, balls, cells, pairs, smooth_network
+
+from lipctrl.certificates.checker import intervals as iv
+from lipctrl.certificates.checker import jacobian as module
+from lipctrl.certificates.checker.balls import evaluate_balls
+from lipctrl.certificates.checker.curved import Curved
+from lipctrl.certificates.checker.expansion import record, remainder, row_remainders
+from lipctrl.certificates.checker.graph import Graph, Node
+from lipctrl.certificates.checker.intervals import Interval
+from lipctrl.certificates.checker.jacobian import Family, family_gains, family_row_sums, gain_of, nonnegative_gains
+from lipctrl.certificates.checker.verdict import Rejected
+from lipctrl.certificates.checker.verifiers import local_lipschitz as verifier
+from lipctrl.certificates.checker.verifiers.local_lipschitz import EXPANSION, Problem, prove_local, read_problem
+
+F = Fraction
+
+
+@pytest.fixture(autouse=True)
+def _quiet() -> Any:
+    with np.errstate(all="ignore"):
+        yield
+
+
+# --- families -----------------------------------------------------------------------------------------------------------------------
+
+
+def spread_of(*radii: float) -> Any:
+    """Of the box |d_k| <= radii_k."""
+    return lambda size: np.tensordot(np.array(radii), size, 1) * (1 + 1e-14)
+
+
+def family(centre: Any, parts: Any, error: Any, *radii: float) -> Family:
+    centre, error = np.array(centre, float)[None], np.array(error, float)[None]
+    return Family(iv.point(centre), None if parts is None else iv.point(np.array(parts, float)[:, None]), error, spread_of(*radii))
+
+
+def members(random: Any, one: Family, radii: Any, count: int) -> Any:
+    """Matrices of a family: corners of the box with errors of any signs, and others."""
+    for i in range(count):
+        share = random.choice([-1.0, 1.0], len(radii)) if i % 2 else random.uniform(-1, 1, len(radii))
+        sign = random.choice([-1.0, 1.0], one.error[0].shape)
+        yield one.centre.low[0] + np.tensordot(share * radii, one.parts.low[:, 0], 1) + sign * one.error[0]
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 4), (4, 1), (2, 3), (5, 5), (6, 3)])
+@pytest.mark.parametrize("seed", range(3))
+def test_members_have_no_greater_gain(shape: Any, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    k, radii = 3, random.random(3) * 10.0 ** random.integers(-3, 1)
+    one = family(random.standard_normal(shape), random.standard_normal((k, *shape)), 0.1 * random.random(shape), *radii)
+    gain, rows = family_gains(one)[0], family_row_sums(one, hull(one))[0]
+    for matrix in members(random, one, radii, 60):
+        assert np.linalg.norm(matrix, 2) <= gain and (np.abs(matrix).sum(1) <= rows).all()
+
+
+def hull(one: Family) -> Interval:
+    reach = one.error + (0 if one.parts is None else one.most(one.parts))
+    return Interval(one.centre.low - reach, one.centre.high + reach)
+
+
+def test_gains_of_families_by_hand() -> None:
+    assert family_gains(family([[2]], [[[1]]], [[0.25]], 0.5))[0] == pytest.approx(2.75, rel=1e-12)
+    assert family_gains(family([[3, 4]], None, [[0, 0]]))[0] == pytest.approx(5, rel=1e-12)
+    assert family_gains(family([[0, 0], [0, 0]], None, [[3, 0], [0, 4]]))[0] == pytest.approx(4, rel=1e-9)
+    # across the singular vector a deviation counts in second order only
+    across = family_gains(family([[1, 0]], [[[0, 1]]], [[0, 0]], 1e-3))[0]
+    assert 1 + 4.9e-7 < across < 1 + 5.1e-7
+    # two deviations that cancel along it
+    assert family_gains(family([[1, 1]], [[[1, -1]]], [[0, 0]], 1e-3))[0] == pytest.approx(2**0.5 * (1 + 0.5e-6), rel=1e-8)
+    assert family_row_sums(family([[1, 1]], [[[1, -1]]], [[0, 0]], 1e-3), Interval(*2 * (np.ones((1, 1, 2)),)))[0, 0] == pytest.approx(2)
+
+
+def test_rows_with_entries_of_unknown_sign() -> None:
+    one = family([[1, 0.1, -2]], [[[0.5, 0.5, 0.5]]], [[0.1, 0.2, 0.3]], 1.0)
+    found = family_row_sums(one, hull(one))[0, 0]  # 1 + 2 + |0.5 - 0.5| + 0.1 + 0.3, and 0.1 + 0.5 + 0.2 for the one in the middle
+    assert found == pytest.approx(3.4 + 0.8, rel=1e-12)
+
+
+@pytest.mark.parametrize("factor", [1.001, 0.9, 0.5])
+def test_bases_that_are_not_orthogonal_only_cost(factor: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    random, svd = np.random.default_rng(0), np.linalg.svd
+
+    def crooked(matrix: Any) -> Any:
+        u, s, v = svd(matrix)
+        return factor * u + 1e-3 * random.standard_normal(u.shape), s, factor * v + 1e-3 * random.standard_normal(v.shape)
+
+    one = family(random.standard_normal((4, 3)), None, np.zeros((4, 3)))
+    monkeypatch.setattr(np.linalg, "svd", crooked)
+    gain = family_gains(one)[0]
+    assert not gain < np.linalg.norm(one.centre.low[0], 2)
+
+
+def test_what_is_not_finite_has_no_gain() -> None:
+    for value in (np.nan, np.inf):
+        bad = np.array([[[1.0, value], [0, 1]]])
+        good, zero = iv.point(np.ones((1, 2, 2))), np.zeros((1, 2, 2))
+        for one in (
+            Family(iv.point(bad), None, zero, spread_of()),
+            Family(good, iv.point(bad[None]), zero, spread_of(1.0)),
+            Family(good, None, bad, spread_of()),
+        ):
+            assert not family_gains(one)[0] < np.inf
+            assert not family_row_sums(one, good).max() < np.inf
+        assert not gain_of(iv.point(bad[0])) < np.inf and not nonnegative_gains(bad)[0] < np.inf
+    two = np.stack([np.full((2, 2), np.nan), np.eye(2)])  # others are not spoilt
+    assert family_gains(Family(iv.point(two), None, np.zeros_like(two), spread_of()))[1] == pytest.approx(1)
+
+
+def test_a_failure_of_the_factorisation_proves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: Any) -> Any:
+        raise np.linalg.LinAlgError
+
+    monkeypatch.setattr(np.linalg, "svd", fail)
+    assert family_gains(family([[1]], None, [[0]]))[0] == np.inf
+
+
+@given(st.integers(0, 10**6), st.integers(1, 6), st.integers(1, 6))
+@settings(max_examples=60)
+def test_gains_of_matrices_without_negative_entries(seed: int, m: int, n: int) -> None:
+    random = np.random.default_rng(seed)
+    size = random.random((3, m, n)) * 10.0 ** random.integers(-3, 3, (3, m, n)) * (random.random((3, m, n)) < 0.7)
+    exact = np.linalg.norm(size, 2, axis=(1, 2))
+    found = nonnegative_gains(size)
+    assert (found >= exact * (1 - 1e-14)).all() and (found <= 1.2 * exact + 1e-100).all()
+
+
+def test_small_numbers_and_zeros_have_gains() -> None:
+    assert nonnegative_gains(np.zeros((1, 3, 2)))[0] == 0
+    assert nonnegative_gains(np.full((1, 1, 1), 2.0**-560))[0] >= 2.0**-560
+    assert gain_of(iv.point(np.full((1, 1), 2.0**-560))) >= 2.0**-560
+    assert gain_of(Interval(np.array([[-1.0, 2]]), np.array([[1.0, 4]]))) >= 17**0.5  # (1, 4)
+
+
+@pytest.mark.parametrize("shape", [(3, 40), (40, 3), (1, 5), (5, 1), (6, 6)])
+def test_gains_of_single_matrices(shape: Any) -> None:
+    matrix = np.random.default_rng(1).standard_normal(shape)
+    exact = np.linalg.norm(matrix, 2)
+    assert exact * (1 - 1e-14) <= gain_of(iv.point(matrix)) <= exact * (1 + 1e-9)
+    radius = 1e-3 * np.ones(shape)
+    assert gain_of(Interval(matrix - radius, matrix + radius)) >= np.linalg.norm(matrix + 1e-3 * np.sign(matrix), 2)
+
+
+def test_products_leave_room_for_roundings() -> None:
+    random = np.random.default_rng(2)
+    left, x = random.standard_normal((3, 7)), random.standard_normal((7, 2))
+    found = module._product(left, iv.point(x))
+    for i, j in itertools.product(range(3), range(2)):
+        exact = sum(F(float(left[i, k])) * F(float(x[k, j])) for k in range(7))
+        assert F(float(found.low[i, j])) < exact < F(float(found.high[i, j])) and found.high[i, j] - found.low[i, j] < 1e-13
+
+
+# --- expansions ---------------------------------------------------------------------------------------------------------------------
+
+
+def ones(count: int) -> Interval:
+    return iv.point(np.ones(count))
+
+
+@given(st.integers(0, 10**6), st.integers(1, 3), st.integers(1, 7), st.sampled_from([1e-3, 0.03, 0.3, 2.0]))
+@settings(max_examples=60)
+def test_all_that_the_affine_part_leaves_is_within_the_remainder(seed: int, inputs: int, steps: int, radius: float) -> None:
+    maker = Maker(seed)
+    graph, random = maker.graph(inputs, steps), np.random.default_rng(seed)
+    centre = random.standard_normal(inputs)
+    low, high = centre - radius * (0.1 + random.random(inputs)), centre + radius * random.random(inputs)
+    found, errors = record(graph, cells(low, high))
+    if found.output.slope is None:
+        return
+    assert isinstance(found.output, Curved) and found.output.model is not None and errors is not None and found.spread is not None
+    scale_in, scale_out = random.uniform(0.5, 2, inputs), random.uniform(0.5, 2, 2)
+    rest = remainder(errors, iv.point(scale_in), iv.point(scale_out), found.spread)
+    rows = row_remainders(errors, iv.point(scale_in), iv.point(scale_out), found.spread)
+    model = found.output.model
+    bend = np.zeros((inputs, inputs, 2)) if model.bend is None else 0.5 * (model.bend.low + model.bend.high)[:, :, 0]
+    linear = 0.5 * (model.linear.low + model.linear.high)[:, 0]
+    for x, y in pairs(random, low, high, 12):
+        values = [evaluate_balls(graph, {"x": balls(p)}, 200)["u"] for p in (x, y)]
+        if not all(v.is_finite() for value in values for v in value):
+            continue
+        moved = np.array([float(a - b) for a, b in zip(*values, strict=True)])
+        d = (x + y) / 2 - (low + high) / 2
+        left = scale_out * (moved - np.einsum("ij,i->j", linear + np.einsum("kij,k->ij", bend, d), x - y))
+        noise = 1e-12 * (1 + np.abs(linear).sum() + np.abs(moved).max())
+        assert not np.linalg.norm(left) > rest * np.linalg.norm(scale_in * (x - y)) + noise
+        assert not (np.abs(left) > rows * np.abs(scale_in * (x - y)).max() + noise).any()
+
+
+def problem_of(graph: Graph, centre: Any, radius: float, norm: str = "l2", **changes: Any) -> tuple[Problem, dict[str, Any]]:
+    domain = {"low": [str(F(float(v))) for v in centre - radius], "high": [str(F(float(v))) for v in centre + radius]}
+    claim = {"property": "local_lipschitz", "norm": norm, "input_scale": None, "output_scale": None, "bound": "1", "domain": domain}
+    claim.update(changes)
+    return read_problem(graph, claim)[0], claim
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+def test_expansions_approach_the_gain_at_a_point_and_are_above_it(norm: str) -> None:
+    graph, centre = smooth_network("tanh", (6, 48, 48, 3)), 0.3 * np.arange(6.0) - 1
+    order = 2 if norm == "l2" else np.inf
+    problem, _ = problem_of(graph, centre, 1e-9, norm)
+    found, _ = problem.slopes(*(end[None] for end in problem.domain.box()))
+    gain = np.linalg.norm(problem.matrices(found, 1).low[0], order)
+    excess = []
+    for radius in (1e-3, 1e-2):
+        problem, _ = problem_of(graph, centre, radius, norm)
+        box = problem.domain.box()
+        found, errors = record(problem.graph, cells(*box))
+        assert errors is not None and found.spread is not None
+        excess.append(remainder(errors, ones(6), ones(3), found.spread))
+        slopes, _ = problem.slopes(*(end[None] for end in box))
+        assert gain * (1 - 1e-7) <= problem.expanded(*box) < problem.gains(slopes, 1)[0] < 2 * gain
+    assert 60 < excess[1] / excess[0] < 140
+
+
+def test_a_ball_reaches_less_far_than_its_box() -> None:
+    graph, centre = smooth_network("tanh", (6, 32, 2)), 0.3 * np.arange(6.0) - 1
+    ball = {"centre": [str(F(float(v))) for v in centre], "radius": "1/100"}
+    box = problem_of(graph, centre, 0.01)[0]
+    inside = problem_of(graph, centre, 0.01, domain=ball)[0]
+    assert inside.expanded(*inside.domain.box()) < box.expanded(*box.domain.box())
+
+
+def test_scales_are_taken_into_account() -> None:
+    graph, centre = smooth_network("tanh", (3, 16, 2)), np.array([0.3, -0.2, 0.1])
+    for norm in ("l2", "linf"):
+        plain = problem_of(graph, centre, 0.01, norm)[0]
+        scaled = problem_of(graph, centre, 0.01, norm, input_scale=["2"] * 3, output_scale=["1/3"] * 2)[0]
+        assert scaled.expanded(*scaled.domain.box()) == pytest.approx(plain.expanded(*plain.domain.box()) / 6, rel=1e-9)
+
+
+# --- certificates -------------------------------------------------------------------------------------------------------------------
+
+TREE = {"method": "cells", "tree": [0], "proofs": [{"method": EXPANSION}]}
+
+
+def test_an_expansion_proves_its_bound_and_nothing_below() -> None:
+    graph, centre = smooth_network("tanh", (4, 24, 24, 2)), np.array([0.3, -0.2, 0.1, 0.0])
+    for norm in ("l2", "linf"):
+        problem, claim = problem_of(graph, centre, 0.02, norm)
+        bound = problem.expanded(*problem.domain.box())
+        assert bound < problem.gains(problem.slopes(*(end[None] for end in problem.domain.box()))[0], 1)[0]
+        assert prove_local(graph, {**claim, "bound": (bound * (1 + 1e-12)).hex()}, TREE) >= bound
+        with pytest.raises(Rejected, match="does not prove"):
+            prove_local(graph, {**claim, "bound": (bound * (1 - 1e-9)).hex()}, TREE)
+
+
+def test_what_an_expansion_is_refused_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph, centre = smooth_network("tanh", (2, 8, 2)), np.array([0.3, -0.2])
+    problem, claim = problem_of(graph, centre, 0.02, bound="1000")
+    assert prove_local(graph, claim, TREE) == 1000
+    with pytest.raises(Rejected, match="proof"):
+        prove_local(graph, claim, {**TREE, "proofs": [{"method": EXPANSION, "bend": []}]})
+    cut = {**TREE, "tree": [[2, 0, "0x0.0p+0"], {"ranges": [[]], "proof": 0}, None]}
+    with pytest.raises(Rejected, match="whole boxes"):
+        prove_local(graph, claim, cut)
+    straight = smooth_network("relu", (2, 8, 2))
+    with pytest.raises(Rejected, match="smooth networks"):
+        prove_local(straight, claim, TREE)
+    monkeypatch.setattr(verifier, "MAX_PRODUCTS", problem.expansion_products())
+    assert prove_local(graph, claim, TREE) == 1000
+    monkeypatch.setattr(verifier, "MAX_PRODUCTS", problem.expansion_products() - 1)
+    with pytest.raises(Rejected, match="more work"):
+        prove_local(graph, claim, TREE)
+
+
+def test_an_expansion_without_numbers_proves_nothing() -> None:
+    nodes = (Node("input", (), {"name": "x", "size": 1}), Node("exp", (0,)), Node("exp", (1,)))
+    graph = Graph(nodes, {"u": 2})
+    _, claim = problem_of(graph, np.array([0.0]), 10.0, bound=(1e300).hex())
+    with pytest.raises(Rejected):
+        prove_local(graph, claim, TREE)
+
+
+def test_many_inputs_are_not_expanded(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph, centre = smooth_network("tanh", (3, 4, 1)), np.zeros(3)
+    assert problem_of(graph, centre, 1.0)[0].curved
+    monkeypatch.setattr(verifier, "MAX_CURVED_INPUTS", 2)
+    assert not problem_of(graph, centre, 1.0)[0].curved
+    assert not problem_of(smooth_network("relu", (2, 4, 1)), np.zeros(2), 1.0)[0].curved
+
+
+def test_interval_slopes_and_first_order_agree_where_both_are_asked() -> None:
+    graph, centre = smooth_network("gelu", (3, 12, 12, 2)), np.array([0.3, -0.2, 0.1])
+    problem, _ = problem_of(graph, centre, 0.1)
+    box = tuple(end[None] for end in problem.domain.box())
+    plain = dataclasses.replace(problem, curved=False)
+    assert problem.gains(problem.slopes(*box)[0], 1)[0] < 0.8 * plain.gains(plain.slopes(*box)[0], 1)[0]
+    assert plain.family(plain.slopes(*box)[0], 1) is None
+    assert float(arb(problem.expanded(*problem.domain.box()))) > 0
