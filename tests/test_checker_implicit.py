@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -356,10 +357,9 @@ def test_boxes_slopes_and_balls_hold_what_is_inside(seed: int, n: int, activatio
         reached = Interval(*slopes) * moved
         difference = np.array(z) - truths[0]
         assert np.all((reached.low.sum(0) - 1e-11 <= difference) & (difference <= reached.high.sum(0) + 1e-11))
-    for a, b in zip(points[:-1], points[1:], strict=True):
+    for (a, at_a), (b, at_b) in pairwise(zip(points, truths[1:], strict=True)):
         reached = Interval(cells.slope.low[:, 0], cells.slope.high[:, 0]) * iv.point((b - a)[:, None])
-        index = next(i for i, p in enumerate(points) if p is a or np.array_equal(p, a))
-        difference = np.array(truths[index + 2]) - truths[index + 1]
+        difference = np.array(at_b) - at_a
         assert np.all((reached.low.sum(0) - 1e-11 <= difference) & (difference <= reached.high.sum(0) + 1e-11))
 
 
