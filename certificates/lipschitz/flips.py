@@ -61,7 +61,8 @@ class FlipSearch:
 
     def scaled(self, piece: Piece) -> Array:
         """The matrix (m, k) whose norm is the gain."""
-        return self.left[:, None] * piece.matrix * self.right
+        matrix: Array = self.left[:, None] * piece.matrix * self.right
+        return matrix
 
     def _climb(self, here: Summit | None, deadline: float) -> None:
         patience, top = PATIENCE, 0.0

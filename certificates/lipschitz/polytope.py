@@ -94,6 +94,8 @@ def _deepest(rows: Array, offsets: Array) -> Array | None:
 
 def _nearest(rows: Array, least: Array) -> Array | None:
     """The point of rows y >= least that is nearest to 0, as nonnegative least squares (Lawson and Hanson 1974, chapter 23)."""
+    if not len(rows):  # SciPy's nnls aborts the process for matrices without columns
+        return np.zeros(rows.shape[1])
     target = np.append(np.zeros(rows.shape[1]), 1.0)
     matrix = np.vstack([rows.T, least])
     try:
