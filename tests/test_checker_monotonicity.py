@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
@@ -221,8 +222,9 @@ def test_sorts_are_known():
 
 def test_the_work_is_counted_before_it_is_done(monkeypatch):
     problem = read_claim(SINE, claim_of([1], low=["0"], high=["1"]))
-    cell, batch, kept = work_of_graph(SINE, 2 * 1 + 8)
-    assert problem.work(1) == Work(5 * cell, 4 * batch, 3 * kept)
+    for curved, seeds in ((problem, 2 * 1 + 8 + 1 * (1 + 2)), (replace(problem, curved=False), 2 * 1 + 8)):
+        cell, batch, kept = work_of_graph(SINE, seeds)
+        assert curved.work(1) == Work(5 * cell, 4 * batch, 3 * kept)
     claim, tree = claim_of([1], low=["0"], high=["1"]), {"method": "cells", "tree": [[0, "1/2"], None, None]}
     total = problem.work(1).total(2)
     monkeypatch.setattr(module, "MAX_WORK", total)
@@ -252,6 +254,27 @@ def test_memory_is_bounded(monkeypatch):
     refuses(wide, claim_of([1], low=["0"] * 16_384, high=["1"] * 16_384), WHOLE, "^1 leaves of this network are more work")
 
 
+def test_smooth_networks_of_few_inputs_are_enclosed_to_first_order(monkeypatch):
+    """tanh(2 x) / 4 - tanh(x): both slopes fall together."""
+    s = Sketch()
+    x = s.input("x", 1)
+    graph = s.graph(y=s("sub", s("mul", s("tanh", s("mul", x, s.constant(2))), s.constant(F(1, 4))), s("tanh", x)))
+    claim = claim_of([-1], low=["3/10"], high=["7/10"])
+    problem = read_claim(graph, claim)
+    assert problem.curved
+    prove_monotone(graph, claim, WHOLE)
+    assert not read_claim(graph, claim_of([-1])).curved
+    assert not read_claim(linear([1]), claim_of([1], low=["0"], high=["1"])).curved
+    monkeypatch.setattr(module, "MAX_CURVED_INPUTS", 1)
+    assert read_claim(graph, claim).curved
+    monkeypatch.setattr("lipctrl.certificates.checker.work.MAX_FLOATS", problem.work(1).floats - 1)
+    assert not read_claim(graph, claim).curved, "where memory does not suffice, or for too many inputs, they are not"
+    monkeypatch.undo()
+    monkeypatch.setattr(module, "MAX_CURVED_INPUTS", 0)
+    assert not read_claim(graph, claim).curved
+    refuses(graph, claim, WHOLE, "never to rise")
+
+
 def test_leaves_are_counted(monkeypatch):
     tree = {"method": "cells", "tree": [[0, "1/2"], None, None]}
     monkeypatch.setattr(module, "MAX_LEAVES", 1)
@@ -266,16 +289,18 @@ def test_leaves_are_judged_in_batches(monkeypatch):
     seen = []
     found = module.signs_on_cells
 
-    def counted(graph: Graph, notes: Any) -> Any:
+    def counted(graph: Graph, notes: Any, curved: bool) -> Any:
+        assert not curved
         seen.append(len(notes.cells.low))
-        return found(graph, notes)
+        return found(graph, notes, curved)
 
     monkeypatch.setattr(module, "signs_on_cells", counted)
     monkeypatch.setattr("lipctrl.certificates.checker.work.BATCH", 2)
     tree = {"method": "cells", "tree": [[0, "1/2"], [0, "1/4"], None, None, None]}
-    prove_monotone(SQUARE, claim_of([1], low=["0"], high=["1"]), tree)
+    absolute = single(("abs", {}))
+    prove_monotone(absolute, claim_of([1], low=["0"], high=["1"]), tree)
     assert seen == [2, 1]
-    refuses(SQUARE, claim_of([-1], low=["-1"], high=["1"]), {"method": "cells", "tree": [[0, "-1/2"], None, [0, "0"], None, None]}, "0.0")
+    refuses(absolute, claim_of([-1], low=["-1"], high=["1"]), {"method": "cells", "tree": [[0, "-1/2"], None, [0, "0"], None, None]}, "0.0")
     assert seen == [2, 1, 2, 1], "the last batch alone holds the leaf that fails"
 
 

@@ -49,11 +49,11 @@ def on(build: Build, *ends: tuple[float, float], free: Any = None) -> list[str]:
     return marks(moves)
 
 
-def noted(graph: Graph, boxes: Any, free: Any = None) -> tuple[Moves, np.ndarray]:
+def noted(graph: Graph, boxes: Any, free: Any = None, curved: bool = False) -> tuple[Moves, np.ndarray]:
     low, high = (np.array([[pair[end] for pair in box] for box in boxes], float) for end in (0, 1))
     with np.errstate(all="ignore"):
         cells = Cells(low, high, np.arange(low.shape[1]) if free is None else np.array(free, int))
-        return signs_on_cells(graph, Notes(cells))
+        return signs_on_cells(graph, Notes(cells), curved)
 
 
 def op(name: str, **attributes: Any) -> Build:
@@ -277,6 +277,13 @@ def test_slopes_that_cancel_are_exactly_zero():
     assert on(step, (-1, 2)) == ["?"], "[0, 1] - [0, 1]: the units are taken as independent"
 
 
+def test_slopes_to_first_order_tell_more():
+    steep = made(1, lambda s, x: s("sub", s("tanh", x), s("mul", s("tanh", s("mul", x, s.constant(2))), s.constant(F(1, 4)))))
+    assert marks(noted(steep, [[(0.3, 0.7)]])[0]) == ["?"] and marks(noted(steep, [[(0.3, 0.7)]], curved=True)[0]) == ["+"]
+    hinge = made(1, lambda s, x: s("relu", s("sub", s("mul", x, s.constant(3)), s("sin", x))))
+    assert marks(noted(hinge, [[(-1, 1)]], curved=True)[0]) == ["+"], "0 counts as before"
+
+
 def test_inputs_that_do_not_vary_have_no_row():
     moves, _ = noted(made(3, lambda s, x: s.affine(x, [[1, 2, -3]])), [[(0, 1), (2, 2), (0, 1)]], free=[0, 2])
     assert moves.up.shape == (2, 1, 1) and marks(moves) == ["+-"]
@@ -356,6 +363,9 @@ def test_no_pair_of_points_contradicts_signs(data, seed):
     low, high = (np.array([pair[end] for pair in ends]) for end in (0, 1))
     free = [j for j in range(size) if low[j] < high[j]]
     moves, finite = noted(with_comparators(graph), [ends], free)
+    near, sure = noted(with_comparators(graph), [ends], free, curved=True)
+    if sure[0]:
+        assert contradicts(graph, near, free, low, high, seed) == ""
     if finite[0]:
         assert contradicts(graph, moves, free, low, high, seed) == ""
     try:

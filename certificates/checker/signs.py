@@ -13,10 +13,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from lipctrl.certificates.checker.curved import CurvedAlgebra
 from lipctrl.certificates.checker.enclosure import Enclosed, Remembered, Scalar
 from lipctrl.certificates.checker.graph import Graph, Node
 from lipctrl.certificates.checker.intervals import Array, Interval
-from lipctrl.certificates.checker.local_slopes import Cells, Local, LocalAlgebra, entering
+from lipctrl.certificates.checker.local_slopes import Cells, Local, entering
 from lipctrl.certificates.checker.network import Place
 from lipctrl.certificates.checker.verdict import Rejected
 
@@ -98,13 +99,14 @@ def signs_everywhere(graph: Graph) -> Moves:
     return _Propagation(None).follow(graph, _rising(size, np.arange(size)), ()).spread((size, 1, outputs))
 
 
-def signs_on_cells(graph: Graph, notes: Notes) -> tuple[Moves, Array]:
+def signs_on_cells(graph: Graph, notes: Notes, curved: bool = False) -> tuple[Moves, Array]:
     """What the output may do, (k, B, m), and on which of the B cells it surely has finite values. Raises GraphError or Rejected.
 
-    The graph is as for :func:`signs_everywhere`; ``notes`` are fresh ones for the cells.
+    The graph is as for :func:`signs_everywhere`; ``notes`` are fresh ones for the cells. Where ``curved``, slopes are enclosed to
+    first order, see :mod:`lipctrl.certificates.checker.curved`.
     """
     cells = notes.cells
-    output = notes.run(graph, entering(cells), ())
+    output = notes.run(graph, notes.entering() if curved else entering(cells), ())
     finite = np.isfinite(output.value.magnitude).all(-1)
     moves = _Propagation(notes).follow(graph, _rising(cells.low.shape[1], cells.free), ())
     return moves.spread((len(cells.free), len(cells.low), output.value.low.shape[-1])), np.broadcast_to(finite, len(cells.low))
@@ -117,7 +119,7 @@ def _rising(size: int, free: Array) -> Moves:
     return Moves(up, np.zeros_like(up))
 
 
-class Notes(LocalAlgebra):
+class Notes(CurvedAlgebra):
     """Enclosures on cells that keep what signs may rest on, by place: ``moves`` as enclosed slopes tell them, ``factors``.
 
     ``factors`` are the values of a product's operands (of a quotient's first one and the other's inverse), or of a power's.
@@ -140,7 +142,7 @@ class Notes(LocalAlgebra):
         """Of a sum: floats that are rounded to nearest, subnormal ones included, add up to 0 only where their sum is 0."""
         self._noted(result)
         if x is not None and y is not None:
-            self.moves[self._place] = Moves(*signs(Interval(x.low + y.low, x.high + y.high)))
+            self.moves[self._place] &= Moves(*signs(Interval(x.low + y.low, x.high + y.high)))
         return result
 
     def _scalar(self, x: Enclosed, function: Scalar, quotients: Scalar) -> Local:
@@ -151,7 +153,8 @@ class Notes(LocalAlgebra):
             return result
         slopes = self.nodes[self._place]
         products = [a * b for a in (x.slope.low, x.slope.high) for b in (slopes.low, slopes.high)]
-        return replace(result, slope=Interval(np.minimum.reduce(products), np.maximum.reduce(products)))
+        exact = Interval(np.minimum.reduce(products), np.maximum.reduce(products))
+        return replace(result, slope=exact if result.slope is None else exact.intersect(result.slope))
 
     def mul(self, x: Enclosed, y: Enclosed) -> Local:
         self.factors[self._place] = x.value, y.value

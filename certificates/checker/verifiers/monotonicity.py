@@ -12,7 +12,7 @@ moves in the claimed direction, so it does on the whole segment.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
@@ -20,6 +20,7 @@ import numpy as np
 
 from lipctrl.certificates.checker.bundle import Certificate, fields
 from lipctrl.certificates.checker.definite import require_ieee_products
+from lipctrl.certificates.checker.derivatives import is_curved
 from lipctrl.certificates.checker.domain import Domain, Leaf, read_domain, read_leaves
 from lipctrl.certificates.checker.enclosure import Remembered
 from lipctrl.certificates.checker.graph import Graph, GraphError
@@ -29,7 +30,7 @@ from lipctrl.certificates.checker.local_slopes import Cells
 from lipctrl.certificates.checker.signs import Moves, Notes, signs_everywhere, signs_on_cells
 from lipctrl.certificates.checker.sorts import with_comparators
 from lipctrl.certificates.checker.verdict import Rejected, Verdict, verified
-from lipctrl.certificates.checker.verifiers.local_lipschitz import where_it_holds
+from lipctrl.certificates.checker.verifiers.local_lipschitz import MAX_CURVED_INPUTS, where_it_holds
 from lipctrl.certificates.checker.work import MAX_FLOATS, Work, work_of_graph
 
 KIND = "monotonicity"
@@ -48,6 +49,7 @@ class Monotone:
     signs: Array
     domain: Domain | None
     remembered: Remembered
+    curved: bool = False  #: slopes on cells are enclosed to first order
 
     def contains(self, x: Sequence[Fraction]) -> bool:
         """Whether a point lies in the domain, exactly."""
@@ -64,7 +66,7 @@ class Monotone:
         """What the outputs may do on cells, (k, B, m), and on which cells they surely have values. Raises Rejected."""
         try:
             with np.errstate(all="ignore"):
-                return signs_on_cells(self.graph, notes)
+                return signs_on_cells(self.graph, notes, self.curved)
         except GraphError as error:
             raise Rejected(str(error)) from error
         except OverflowError as error:
@@ -72,7 +74,8 @@ class Monotone:
 
     def work(self, inputs: int) -> Work:
         """The work on one leaf when this many inputs vary: slopes, forms, and what each signal may do."""
-        cell, batch, kept = work_of_graph(self.graph, 2 * inputs + 8)
+        second = inputs * (inputs + 2) if self.curved else 0
+        cell, batch, kept = work_of_graph(self.graph, 2 * inputs + 8 + second)
         return Work(5 * cell, 4 * batch, 3 * kept)
 
 
@@ -95,7 +98,11 @@ def read_claim(graph: Graph, claim: Mapping[str, Any]) -> Monotone:
         still = np.setdiff1d(np.flatnonzero(signs.any(0)), domain.free)
         if len(still):
             raise Rejected(f"input {still[0] + 1} does not vary on the domain, so that a sign for it says nothing")
-    return Monotone(with_comparators(graph), signs, domain, Remembered())
+    problem = Monotone(with_comparators(graph), signs, domain, Remembered())
+    if domain is None or len(domain.free) > MAX_CURVED_INPUTS or not is_curved(problem.graph):
+        return problem
+    curved = replace(problem, curved=True)
+    return curved if curved.work(len(domain.free)).cells_at_once else problem
 
 
 def _read_signs(rows: object, outputs: int, inputs: int) -> Array:
