@@ -36,6 +36,7 @@ from lipctrl.certificates.lipschitz.sensitivity import Sensitivities
 KINKED = ("relu", "abs", "leaky_relu", "clip", "min", "max")
 PASSES = 2
 WORTH = 1e-3  #: of the width of a range, that an end of it must move to be filed
+ROUNDING = 1e-9  #: relative width of slopes that are a single number but for rounding
 ALSO = 0.2  #: weight of what a unit may add to any gain, beside what it may add in the worst direction
 Split = tuple[Place, int, float] | int  #: by a unit at a threshold, or by the middle of an input
 
@@ -325,7 +326,8 @@ def _choice(problem: Problem, leaf: Leaf, algebra: Narrowing, matrix: Interval) 
         if place not in algebra.linear:
             continue
         found, linear = leaf.found.nodes[place], algebra.linear[place]
-        half = np.broadcast_to(0.5 * (found.high - found.low), (1, linear.shape[1]))[0]
+        half = np.where(found.high - found.low > ROUNDING * found.magnitude, 0.5 * (found.high - found.low), 0.0)
+        half = np.broadcast_to(half, (1, linear.shape[1]))[0]
         worst = half * np.abs(direction @ linear) * np.abs(rows[0])
         score = worst + ALSO * half * np.linalg.norm(linear / scale_in[free][:, None], axis=0) * np.linalg.norm(rows, axis=0)
         kinks = algebra.kinks.get(place, np.full(linear.shape[1], np.nan))
@@ -339,7 +341,7 @@ def _choice(problem: Problem, leaf: Leaf, algebra: Narrowing, matrix: Interval) 
     if unit is not None and kinked >= uncertain and len(leaf.half_lines) < MAX_HALF_LINES:
         return unit
     radius = 0.5 * matrix.high - 0.5 * matrix.low
-    if unit is None and not smooth.any() and float(np.abs(radius).sum()) <= 1e-9 * float(matrix.magnitude.sum()):
+    if unit is None and not smooth.any() and float(np.abs(radius).sum()) <= ROUNDING * float(matrix.magnitude.sum()):
         return None  # linear on this leaf: nothing else is known to help
     middle = 0.5 * leaf.low[free] + 0.5 * leaf.high[free]
     can = (leaf.low[free] < middle) & (middle < leaf.high[free])
