@@ -255,10 +255,10 @@ def test_memory_is_bounded(monkeypatch):
 
 
 def test_smooth_networks_of_few_inputs_are_enclosed_to_first_order(monkeypatch):
-    """tanh(2 x) / 4 - tanh(x): both slopes fall together."""
+    """9 tanh(2 x) / 20 - tanh(x): both slopes fall together."""
     s = Sketch()
     x = s.input("x", 1)
-    graph = s.graph(y=s("sub", s("mul", s("tanh", s("mul", x, s.constant(2))), s.constant(F(1, 4))), s("tanh", x)))
+    graph = s.graph(y=s("sub", s("mul", s("tanh", s("mul", x, s.constant(2))), s.constant(F(9, 20))), s("tanh", x)))
     claim = claim_of([-1], low=["3/10"], high=["7/10"])
     problem = read_claim(graph, claim)
     assert problem.curved

@@ -278,7 +278,7 @@ def test_slopes_that_cancel_are_exactly_zero():
 
 
 def test_slopes_to_first_order_tell_more():
-    steep = made(1, lambda s, x: s("sub", s("tanh", x), s("mul", s("tanh", s("mul", x, s.constant(2))), s.constant(F(1, 4)))))
+    steep = made(1, lambda s, x: s("sub", s("tanh", x), s("mul", s("tanh", s("mul", x, s.constant(2))), s.constant(F(9, 20)))))
     assert marks(noted(steep, [[(0.3, 0.7)]])[0]) == ["?"] and marks(noted(steep, [[(0.3, 0.7)]], curved=True)[0]) == ["+"]
     hinge = made(1, lambda s, x: s("relu", s("sub", s("mul", x, s.constant(3)), s("sin", x))))
     assert marks(noted(hinge, [[(-1, 1)]], curved=True)[0]) == ["+"], "0 counts as before"

@@ -12,7 +12,7 @@ from lipctrl.core.errors import InputError
 
 if TYPE_CHECKING:
     from lipctrl.certificates.checker.graph import Graph
-    from lipctrl.certificates.lipschitz import Budget
+    from lipctrl.certificates.lipschitz import Budget, MonotonicityCertificate
     from lipctrl.cli.console import Console
 
 Rows = list[list[int]]
@@ -26,6 +26,7 @@ def monotone_outcome(
     from lipctrl.certificates.lipschitz import NotProved, certify_monotone
 
     asked, reason = _rows(signs, *graph.output_sizes.values(), *graph.input_sizes.values()), ""
+    found: MonotonicityCertificate | None
     with console.task("proving signs") as progress:
         try:
             found = certify_monotone(graph, asked, **domain, budget=budget, progress=progress)
