@@ -39,7 +39,7 @@ TESTS = {  # tests made for the file, which take seconds
     "closed_loop.py": ["checker_counterexample"],
     "command.py": ["checker_output"],
     "definite.py": ["definite"],
-    "domain.py": ["checker_domain"],
+    "domain.py": ["checker_domain", "local_units"],
     "enclosure.py": ["checker_slopes", "checker_enclosure"],
     "exact.py": ["checker_algebras", "checker_arithmetic"],
     "graph.py": ["checker_graph", "checker_bundle"],
@@ -55,6 +55,7 @@ TESTS = {  # tests made for the file, which take seconds
     "signs.py": ["checker_signs"],
     "slopes.py": ["checker_network"],
     "sorts.py": ["checker_sorts"],
+    "unit_splits.py": ["local_units"],
     "verdict.py": ["checker_verdict"],
     "vertices.py": ["checker_vertices"],
     "windows.py": ["checker_network"],
@@ -64,7 +65,7 @@ TESTS = {  # tests made for the file, which take seconds
     "verifiers/closed_loop_lyapunov_bab.py": ["checker_lyapunov", "checker_attacks"],
     "verifiers/counterexample.py": ["checker_witness", "checker_counterexample", "checker_monotonicity"],
     "verifiers/lipschitz_bound.py": ["checker_lipschitz", "lipschitz_bound"],
-    "verifiers/local_lipschitz.py": ["checker_local"],
+    "verifiers/local_lipschitz.py": ["checker_local", "local_units"],
     "verifiers/monotonicity.py": ["checker_monotonicity"],
 }
 

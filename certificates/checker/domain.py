@@ -175,7 +175,7 @@ def read_leaves(tree: object, domain: Domain, limit: int, graph: Graph | None = 
         if not part.low[axis] < threshold < part.high[axis]:
             raise Rejected("the split tree has a threshold that is not strictly inside its box")
         boxes = halves(part.low, part.high, axis, threshold)
-        stack += [Leaf(*box, part.entry + 1, part.half_lines) for box in reversed(boxes)]
+        stack += [replace(part, low=low, high=high, entry=part.entry + 1) for low, high in reversed(boxes)]
     if stack:
         raise Rejected("the split tree ends too early")
     return leaves
@@ -211,7 +211,7 @@ def _parts_by_unit(part: Leaf, graph: Graph, entry: list[Any]) -> list[Leaf]:
         raise Rejected(f"the split tree splits more than {MAX_HALF_LINES} times by units, or more than {MAX_DEPTH} times in a row")
     threshold = float(floats([entry[2]], 1, "threshold")[0])
     sides = (HalfLine(place, entry[1], threshold, above) for above in (False, True))
-    return [Leaf(part.low, part.high, part.entry + 1, (*part.half_lines, side)) for side in sides]
+    return [replace(part, entry=part.entry + 1, half_lines=(*part.half_lines, side)) for side in sides]
 
 
 def _split(entry: list[Any]) -> tuple[int, float]:

@@ -78,4 +78,5 @@ class _Programs:
 def _length(*moves: tuple[Array, Array]) -> Array:
     """How far each program can go until one of its positive numbers reaches 0, a little less, and 1 at most: (T, 1)."""
     share = [np.where(step < 0, value / -step, np.inf).min(1, initial=np.inf) for value, step in moves]
-    return np.minimum(1.0, SHORT * np.minimum.reduce(share))[:, None]
+    length: Array = np.minimum(1.0, SHORT * np.minimum.reduce(share))[:, None]
+    return length

@@ -125,7 +125,8 @@ def _shortened(factors: Array) -> Array:
     factors = np.where(np.isfinite(factors), np.maximum(factors, 0.0), 0.0)
     factors = np.where(factors > 1e-6 * factors.max(1, keepdims=True, initial=0.0), factors, 0.0)
     mantissa, exponent = np.frexp(factors)
-    return np.ldexp(np.round(mantissa * 65536) / 65536, exponent)
+    shortened: Array = np.ldexp(np.round(mantissa * 65536) / 65536, exponent)
+    return shortened
 
 
 def _kink_inside(value: Interval, kinks: Sequence[Interval]) -> Array:
@@ -211,7 +212,7 @@ class UnitSearch:
                 try:
                     algebra = Narrowing(self.problem, leaf, margins)
                     leaf.passes.append(algebra.ends)
-                    leaf.found = algebra.whole(self.problem.graph)
+                    found = leaf.found = algebra.whole(self.problem.graph)
                 except NoPoint:
                     leaf.own = leaf.effective = 0.0
                     return
@@ -219,7 +220,7 @@ class UnitSearch:
                     break  # all half-lines were known at all units
                 margins = algebra.margins
             leaf.margins = algebra.margins
-            matrix = self.problem.matrices(leaf.found, 1)
+            matrix = self.problem.matrices(found, 1)
             leaf.own = self._gain(matrix)
             leaf.effective = min(leaf.effective, leaf.own)
             if leaf.own > 0:
