@@ -10,20 +10,14 @@ import numpy as np
 import pytest
 import torch
 from flint import arb
+from implicit_graphs import layered, mixed, monotone, random_network, scalar
 from torch import nn
 
 from lipctrl.certificates.checker.balls import evaluate_balls
-from lipctrl.certificates.checker.definite import balls, exact
 from lipctrl.certificates.checker.graph import Graph, GraphError, Node, graph_from_json, graph_to_json
-from lipctrl.certificates.checker.increments import multiplier_form, scaled_output, unroll
 from lipctrl.certificates.checker.intervals import Array, Interval
-from lipctrl.certificates.checker.kinds import check
-from lipctrl.certificates.checker.network import Implicit, Input, Network, read_network
+from lipctrl.certificates.checker.network import Implicit, read_network
 from lipctrl.certificates.checker.products import absolute_product, norm_product
-from lipctrl.certificates.checker.verdict import Rejected
-from lipctrl.certificates.checker.verifiers.lipschitz_bound import prove_lipschitz, prove_network
-from lipctrl.certificates.checker.windows import window
-from lipctrl.certificates.checker.writing import write_certificate
 from lipctrl.certificates.lipschitz import Budget, certify_evaluation, certify_lipschitz, certify_local_lipschitz
 from lipctrl.certificates.lipschitz.newton import _derivatives, _feasible, least_square, solve, start
 from lipctrl.certificates.lipschitz.patterns import pattern_floor
@@ -37,40 +31,6 @@ from lipctrl.core.torch_evaluation import compile_torch
 from lipctrl.nn import EquilibriumLayer, lipschitz_constant
 
 ACTIVATIONS = ("relu", "tanh", "sigmoid", "softplus")
-
-
-def monotone(generator: np.random.Generator, n: int, margin: float = 0.1) -> Array:
-    a, b = generator.standard_normal((2, n, n)) / math.sqrt(n)
-    return np.asarray((1 - margin) * np.eye(n) - a.T @ a + b - b.T)
-
-
-def scalar(weight: float, activation: str = "relu", gain: float = 1.0) -> Graph:
-    return record(lambda x: np.array([[gain]]) @ implicit(np.array([[weight]]), x, activation), {"x": 1})
-
-
-def random_network(seed: int, n: int = 5, activation: str = "relu", margin: float = 0.1) -> Graph:
-    generator = np.random.default_rng(seed)
-    weight, entering, leaving = monotone(generator, n, margin), generator.standard_normal((n, 3)), generator.standard_normal((2, n))
-    bias = generator.standard_normal(n)
-    return record(lambda x: leaving @ implicit(weight, entering @ x + bias.tolist(), activation), {"x": 3})
-
-
-def layered(seed: int) -> tuple[Graph, Graph]:
-    """A feed-forward ReLU network as one implicit layer, and layer by layer."""
-    generator = np.random.default_rng(seed)
-    first, second, third, last = (generator.standard_normal(shape) for shape in ((4, 3), (5, 4), (3, 5), (2, 3)))
-    weight, entering, leaving = np.zeros((12, 12)), np.zeros((12, 3)), np.zeros((2, 12))
-    weight[4:9, :4], weight[9:, 4:9], entering[:4], leaving[:, 9:] = second, third, first, last
-    step = 0.25 / max(np.linalg.norm(second, 2), np.linalg.norm(third, 2)) ** 2
-    metric = np.repeat([1, step, step**2], [4, 5, 3])
-    one = record(lambda x: leaving @ implicit(weight, entering @ x, "relu", metric), {"x": 3})
-
-    def layers(x: Any) -> Any:
-        for matrix in (first, second, third):
-            x = np.maximum(matrix @ x, 0)
-        return last @ x
-
-    return one, record(layers, {"x": 3})
 
 
 # --- evaluations ------------------------------------------------------------------------------------------------------
@@ -252,20 +212,6 @@ def test_bounds_hold_for_every_choice_of_slopes(seed: int) -> None:
         assert bound <= greatest * (1 + 1e-4)
 
 
-def mixed() -> Graph:
-    """Implicit layers between and beside ordinary ones."""
-    generator = np.random.default_rng(9)
-    first, second = monotone(generator, 5), monotone(generator, 4, 0.3)
-    matrices = [generator.standard_normal(shape) / 2 for shape in ((5, 3), (4, 5), (3, 4), (5, 5))]
-
-    def network(x: Any) -> Any:
-        z = implicit(first, np.tanh(matrices[0] @ x * "3/10"), "relu")
-        u = implicit(second, matrices[1] @ np.maximum(matrices[3] @ z, 0), "softplus")
-        return np.clip(matrices[2] @ u + x, -5, 5)
-
-    return record(network, {"x": 3})
-
-
 def test_mixed_networks() -> None:
     graph = mixed()
     network = read_network(graph)
@@ -289,121 +235,8 @@ def test_floors_are_not_offered() -> None:
     assert pattern_floor(network, np.ones(3), np.ones(2)) == 0.0
 
 
-def test_windows_may_hold_whole_layers() -> None:
-    network = read_network(mixed())
-    place = next(i for i, signal in enumerate(network.signals) if isinstance(signal, Implicit))
-    part = window(network, place - 1, place)
-    assert isinstance(part.signals[1], Implicit) and part.signals[1].operand == 0
-    one = np.ones(part.inputs)
-    prove_network(part, "l2", one, one, norm_product(part, one, one) * (1 + 1e-9), {"method": "norm-product"})
-
-
-# --- what the checker must refuse -------------------------------------------------------------------------------------
-
-
-def claim_of(bound: float, norm: str = "l2") -> dict[str, Any]:
-    return {"property": "lipschitz", "norm": norm, "input_scale": None, "output_scale": None, "bound": float(bound).hex()}
-
-
-def evidence_of(*multipliers: float) -> dict[str, Any]:
-    return {"method": "multipliers", "multipliers": [[float(value).hex() for value in multipliers]]}
-
-
-def test_the_trap_is_refused() -> None:
-    """z = relu(2 z + x), y = z / 10: M is positive definite with lambda = -1 and bound^2 = 10, but there is no function."""
-    for metric in (1.0, -1.0):
-        tensors = {"D": np.array([[2.0]]), "m": np.array([metric]), "w": np.array([[0.1]])}
-        nodes = (
-            Node("input", (), {"name": "x", "size": 1}),
-            Node("implicit", (0,), {"weight": "D", "metric": "m", "activation": "relu"}),
-            Node("affine", (1,), {"weight": "w", "bias": None}),
-        )
-        graph = Graph(nodes, {"y": 2}, tensors)
-        for multiplier in (-1.0, 0.0, 1.0):
-            with pytest.raises(Rejected, match="not proved to be well-posed|not positive"):
-                prove_lipschitz(graph, claim_of(math.sqrt(10)), evidence_of(multiplier))
-    trap = Implicit(0, np.array([[2.0]]), np.ones(1), 1.0, np.zeros(1), np.ones(1))  # as if it were proved
-    network = Network((Input(1), trap), 1, np.ones(1), np.ones(1))
-    form = multiplier_form(unroll(network, exact), exact(np.array([10.0])), {1: exact(np.array([[0.1]]))}, [np.array([-1.0])])
-    assert np.linalg.eigvalsh(form.value)[0] > 0  # so the sign of the multiplier has to be tested
-    with pytest.raises(Rejected, match="negative"):
-        prove_network(network, "l2", np.ones(1), np.array([0.1]), math.sqrt(10), evidence_of(-1.0))
-
-
-@pytest.mark.parametrize("multiplier", ["nan", "-0x1.0p+0", "inf", "1/0"])
-def test_multipliers_that_are_no_positive_numbers(multiplier: str) -> None:
-    with pytest.raises(Rejected):
-        prove_lipschitz(scalar(-1.0), claim_of(1.0), {"method": "multipliers", "multipliers": [[multiplier]]})
-
-
-def test_bounds_that_are_too_small() -> None:
-    """For z = relu(-z + x), lambda (dz) (2 dz - dx) + rho^2 dx^2 - dz^2 >= 0 has its best lambda at 1, rho = 1/2."""
-    graph = scalar(-1.0)
-    prove_lipschitz(graph, claim_of(0.5 * (1 + 1e-9)), evidence_of(1.0))
-    for bound, multiplier in ((0.5 * (1 - 1e-9), 1.0), (0.5 * (1 + 1e-9), 1.01), (0.5 * (1 + 1e-9), 0.99), (0.6, 0.0)):
-        with pytest.raises(Rejected, match="could not be shown"):
-            prove_lipschitz(graph, claim_of(bound), evidence_of(multiplier))
-    with pytest.raises(Rejected, match="product of norms"):
-        prove_lipschitz(graph, claim_of(0.4999), {"method": "norm-product"})
-    with pytest.raises(Rejected, match="product of absolute values"):
-        prove_lipschitz(graph, claim_of(0.4999, "linf"), {"method": "absolute-product"})
-
-
-def test_a_changed_weight_is_another_network(tmp_path: Any) -> None:
-    graph = scalar(-1.0)
-    folder = write_certificate(tmp_path / "a", kind="lipschitz-bound", claim=claim_of(0.51), policy=graph, evidence=evidence_of(1.0))
-    assert check(folder).level == "proved"
-    weights = (folder / "weights.safetensors").read_bytes()
-    (folder / "weights.safetensors").write_bytes(weights[:-1] + bytes([weights[-1] ^ 1]))
-    assert check(folder).level == "unknown"
-    changed = Graph(graph.nodes, graph.outputs, {**graph.tensors, "tensor0": np.array([[2.0]])})
-    with pytest.raises(Rejected, match="well-posed"):
-        write_certificate(tmp_path / "b", kind="lipschitz-bound", claim=claim_of(0.51), policy=changed, evidence=evidence_of(1.0))
-
-
-def test_rounding_is_counted_where_terms_cancel() -> None:
-    """1 - b D_jj may cancel: the matrix in floats stays within its radius of the one in balls."""
-    generator = np.random.default_rng(11)
-    for n in (2, 4, 6):
-        skew = generator.standard_normal((n, n))
-        weight = np.eye(n) * (1 - 2.0**-30) + 2.0**-32 * (skew - skew.T)
-        layer = Implicit(0, weight, np.ones(n), 1e-10, np.full(n, 0.0), np.ones(n))
-        curved = Implicit(0, weight, np.ones(n), 1e-10, generator.uniform(0.1, 0.4, n), generator.uniform(0.5, 1, n))
-        for signal in (layer, curved):
-            network = Network((Input(n), signal), 1, np.ones(n), np.ones(n))
-            multipliers = [10.0 ** generator.uniform(-3, 3, n)]
-            forms = []
-            for lift in (exact, balls):
-                unrolled = unroll(network, lift)
-                forms.append(multiplier_form(unrolled, lift(np.full(n, 2.0)), scaled_output(unrolled, np.ones(n)), multipliers))
-            radius = forms[0].radius()
-            for i in range(2 * n):
-                for j in range(i + 1):
-                    assert abs(forms[1][i][j] - arb(float(forms[0].value[i, j]))) <= arb(float(radius[i, j]))
-
-
-def test_the_form_is_the_quadratic_form_it_stands_for() -> None:
-    network = read_network(random_network(12, 4, "sigmoid"))
-    unrolled = unroll(network, exact)
-    generator = np.random.default_rng(13)
-    multipliers = [generator.uniform(0, 2, 4)]
-    form = multiplier_form(unrolled, exact(np.full(3, 2.0)), scaled_output(unrolled, np.array([1.0, 3.0])), multipliers).value
-    entering, implicit_layer, leaving = network.signals[1].weight, network.signals[2], network.signals[3].weight
-    assert np.array_equal(form, form.T)
-    for _ in range(20):
-        dx, dz = generator.standard_normal(3), generator.standard_normal(4)
-        w = implicit_layer.weight @ dz + entering @ dx
-        terms = multipliers[0] * (dz - implicit_layer.low * w) * (dz - implicit_layer.high * w)
-        expected = 2 * dx @ dx - np.sum((np.array([1, 3]) * (leaving @ dz)) ** 2) + terms.sum()
-        assert np.concatenate([dx, dz]) @ form @ np.concatenate([dx, dz]) == pytest.approx(expected, rel=1e-12)
-
-
-def test_slopes_on_a_set_narrow_a_layer() -> None:
-    graph = record(lambda x: implicit(np.array([[-1.0]]), x, "tanh"), {"x": 1})
-    narrow = read_network(graph, {1: Interval(np.array([0.25]), np.array([0.5]))})
-    assert narrow.layers[0].low.tolist() == [0.25] and narrow.layers[0].high.tolist() == [0.5]
-    with pytest.raises(Rejected, match="contradict"):
-        read_network(graph, {1: Interval(np.array([1.25]), np.array([1.5]))})
+def test_bounds_on_a_box() -> None:
+    graph = scalar(-1.0, "tanh")
     local = certify_local_lipschitz(graph, low=[2], high=[3], budget=Budget(seconds=2, cells=200))
     z = compile_numpy(graph)(x=np.array([2.0]))["output"][0]
     steepest = (1 - z**2) / (2 - z**2)
