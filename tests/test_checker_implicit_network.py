@@ -198,7 +198,7 @@ def test_coordinate_wise_maps_before_and_behind_are_their_own() -> None:
     assert [type(signal) for signal in network.signals] == [Input, Implicit]
     assert network.input_gain.tolist() == [1.0] and network.output_gain.tolist() == [0.25]
     only = read_network(
-        Graph(nodes[:1] + (Node("implicit", (0,), nodes[2].attributes),), {"y": 1}, {"D": np.array([[0.5]]), "m": np.ones(1)})
+        Graph((*nodes[:1], Node("implicit", (0,), nodes[2].attributes)), {"y": 1}, {"D": np.array([[0.5]]), "m": np.ones(1)})
     )
     assert [type(signal) for signal in only.signals] == [Input, Implicit]
 
