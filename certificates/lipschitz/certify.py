@@ -81,7 +81,7 @@ def certify_lipschitz(
     if splits is not None and not (isinstance(splits, int) and splits >= 0):
         raise InputError(f"splits is {splits!r}, expected a whole number that is not negative")
     order = sum(problem.network.variables)
-    restarts = 1000 if order <= SPLIT_ORDER else 100 if order <= MAX_NEWTON_ORDER else 10
+    restarts = next(count for most, count in ((SPLIT_ORDER, 1000), (400, 300), (MAX_NEWTON_ORDER, 100), (math.inf, 10)) if order <= most)
     floor = pattern_floor(problem.network, problem.scale_in, problem.scale_out, norm, restarts, seed)
     upper = _upper_bound(problem, multipliers, tolerance, floor, progress)
     if splits is not None or (norm == "l2" and multipliers is None):
