@@ -10,7 +10,7 @@ A is the product of the chords' slopes and, at products, of the means: one matri
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -105,7 +105,8 @@ class CurvedAlgebra(LocalAlgebra):
         The errors that A had are multiplied; those that are made here are added.
         """
         made = up(up(doubt * up(x.linear.magnitude + x.swing)) + up(certain * x.swing))
-        return up(up(_sum_up(gain.magnitude, certain, doubt) * x.play) + made)
+        play: Array = up(up(_sum_up(gain.magnitude, certain, doubt) * x.play) + made)
+        return play
 
     def _scalar(self, x: Enclosed, function: Scalar, quotients: Scalar) -> Local:
         self._quotients = quotients
@@ -218,30 +219,35 @@ class CurvedAlgebra(LocalAlgebra):
         return self._with(local, Model(model.centre.take(at), model.linear.take(at), bend, *sizes))
 
     def concatenate(self, *parts: Enclosed) -> Local:
-        whole, models = super().concatenate(*parts), [_model_of(part) for part in parts]
-        if whole.linear is None or any(m is None and p.slope is not None for m, p in zip(models, parts, strict=True)):
+        whole, known = super().concatenate(*parts), [_model_of(part) for part in parts]
+        if whole.linear is None or any(m is None and p.slope is not None for m, p in zip(known, parts, strict=True)):
             return whole
         k, batch, _ = whole.linear.low.shape
+        models = [_still(p.value, k) if m is None else m for m, p in zip(known, parts, strict=True)]
+        sizes = [part.value.low.shape[1] for part in parts]
 
-        def joined(arrays: list[Array | None], *front: int) -> Array:
-            sizes = [part.value.low.shape[1] for part in parts]
-            filled = [np.zeros((*front, batch, n)) if a is None else a for a, n in zip(arrays, sizes, strict=True)]
-            return np.concatenate([np.broadcast_to(a, (*front, batch, n)) for a, n in zip(filled, sizes, strict=True)], -1)
+        def joined(arrays: Sequence[Array], *front: int) -> Array:
+            return np.concatenate([np.broadcast_to(a, (*front, batch, n)) for a, n in zip(arrays, sizes, strict=True)], -1)
 
-        def both(ends: list[Interval | None], *front: int) -> Interval:
-            return Interval(joined([e and e.low for e in ends], *front), joined([e and e.high for e in ends], *front))
+        def both(ends: Sequence[Interval], *front: int) -> Interval:
+            return Interval(joined([end.low for end in ends], *front), joined([end.high for end in ends], *front))
 
-        bends = [m and m.bend for m in models]
-        return self._with(
-            whole,
-            self._model(
-                both([p.value if m is None else m.centre for m, p in zip(models, parts, strict=True)]),
-                both([m and m.linear for m in models], k),
-                None if all(b is None for b in bends) else both(bends, k, k),
-                joined([None if m is None else m.error for m in models]),
-                joined([None if m is None else m.play for m in models], k),
-            ),
+        bends = [iv.point(np.zeros((k, k, 1, 1))) if m.bend is None else m.bend for m in models]
+        model = self._model(
+            both([m.centre for m in models]),
+            both([m.linear for m in models], k),
+            None if all(m.bend is None for m in models) else both(bends, k, k),
+            joined([m.error for m in models]),
+            joined([m.play for m in models], k),
         )
+        return self._with(whole, model)
+
+
+def _still(value: Interval, count: int) -> Model:
+    """The model of what does not vary."""
+    zero = np.zeros_like(value.low)
+    play = np.zeros((count, *zero.shape))
+    return Model(value, iv.point(play), None, zero, play, play, zero)
 
 
 def _model_of(x: Enclosed) -> Model | None:

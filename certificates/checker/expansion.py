@@ -78,7 +78,7 @@ class Recorder(CurvedAlgebra):
                 back, known = link.back(after), derivatives.get(id(x))
                 derivatives[id(x)] = back if known is None else known + back
         k = len(output.play)
-        made.append(Errors(iv.point(np.zeros((size, 0))), *(iv.point(np.zeros((0, *[k] * n))) for n in (1, 2)), np.zeros(0), np.zeros(0)))
+        made.append(Errors(_none(size, 0), _none(0, k), _none(0, k, k), np.zeros(0), np.zeros(0)))
         return Errors(
             _joined([e.after for e in made], 1),
             _joined([e.before for e in made], 0),
@@ -219,6 +219,10 @@ def _fitted(x: Model, back: Back) -> Back:
         return iv.affine(result, np.ones((1, result.low.shape[1])), None)
 
     return fitted
+
+
+def _none(*shape: int) -> Interval:
+    return iv.point(np.zeros(shape))
 
 
 def _part(at: slice) -> Back:

@@ -226,7 +226,7 @@ class Search:
             self.proofs += 1
         middle, _ = self.problem.matrices(found, 1).centre_radius()
         order = 2 if self.problem.norm == "l2" else np.inf
-        if value < NEAR * float(np.linalg.norm(middle[0], order)):
+        if np.isfinite(middle).all() and value < NEAR * float(np.linalg.norm(middle[0], order)):
             node.tried = 2
         return 1e-9 * self.problem.expansion_products()
 
