@@ -273,6 +273,8 @@ def test_slopes_that_cancel_are_exactly_zero():
     assert on(lambda s, x: s("add", s("relu", x), s("neg", s("clip", x, low=(F(-1),), high=(F(1),)))), (0, 2)) == ["+"]
     assert on(lambda s, x: s("sub", x, s("max", x, s.constant(0))), (-1, 1)) == ["+"]
     assert on(lambda s, x: s("sub", s("abs", x), x), (0, 1)) == ["0"]
+    assert on(lambda s, x: s("add", s("abs", x), x), (-1, 0)) == ["0"]
+    assert on(lambda s, x: s("sub", s("leaky_relu", x, slope=F(1, 3)), x), (0, 1)) == ["0"]
     assert on(lambda s, x: s("sub", s("abs", x), s("mul", x, s.constant(F(1, 3)))), (0, 1)) == ["+"]
     assert on(step, (-1, 2)) == ["?"], "[0, 1] - [0, 1]: the units are taken as independent"
 

@@ -24,7 +24,6 @@ from lipctrl.certificates.checker.verdict import Rejected
 NEVER_FALLING = frozenset("relu tanh sigmoid softplus erf exp clip".split())  #: all of them have a value everywhere
 EITHER_WAY = frozenset("abs sin cos gelu silu".split())
 PARTIAL = frozenset("log sqrt tan".split())  #: their slopes are positive wherever they have a value
-UNIT_SLOPES = frozenset("relu abs clip min max".split())  #: slopes on cells have the ends -1, 0 or 1: products with them are exact
 May = bool | Array
 
 
@@ -149,12 +148,14 @@ class Notes(CurvedAlgebra):
         if self._node.op == "power":
             self.factors[self._place] = (x.value,)
         result = super()._scalar(x, function, quotients)
-        if x.slope is None or self._node.op not in UNIT_SLOPES:
+        if x.slope is None or result.slope is None:
             return result
         slopes = self.nodes[self._place]
+        exact = np.isin([slopes.low, slopes.high], (-1.0, 0.0, 1.0)).all(0)  # products with these are not rounded
         products = [a * b for a in (x.slope.low, x.slope.high) for b in (slopes.low, slopes.high)]
-        exact = Interval(np.minimum.reduce(products), np.maximum.reduce(products))
-        return replace(result, slope=exact if result.slope is None else exact.intersect(result.slope))
+        low = np.where(exact, np.maximum(np.minimum.reduce(products), result.slope.low), result.slope.low)
+        high = np.where(exact, np.minimum(np.maximum.reduce(products), result.slope.high), result.slope.high)
+        return replace(result, slope=Interval(low, high))
 
     def mul(self, x: Enclosed, y: Enclosed) -> Local:
         self.factors[self._place] = x.value, y.value
