@@ -344,7 +344,7 @@ class _Builder:
 
     def _signal(self, step: _Step) -> int:
         """The signal of one more step, new or an earlier one that the step was taken into."""
-        node, graph = step.node, step.graph
+        node = step.node
         operands = tuple(self.place[i] for i in step.operands)
         if step.is_coordinate_wise:
             return self._activation(step, operands[0])

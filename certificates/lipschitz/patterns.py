@@ -96,6 +96,8 @@ class _Ascent:
                 return np.asarray(self.choices[index] * values[signal.operand])
             case Sort():
                 return np.take_along_axis(values[signal.operand], self.choices[index], axis=0)
+            case Implicit():
+                raise ValueError("patterns of implicit layers are not offered")
 
     def _up(self, leaving: Array, below: list[Array]) -> list[Array]:
         """The weights of all signals in u^T J v; choices are made on the way."""

@@ -287,7 +287,7 @@ def implicit(weight: Any, value: Any, activation: str = "relu", metric: Any = No
     matrix, size = np.asarray(detached(weight)), value.tape.sizes[value.index]
     scale = np.ones(size) if metric is None else np.asarray(detached(metric))
     shapes = matrix.shape, scale.shape
-    if value.tape.exact or any(array.dtype not in (np.float32, np.float64) for array in (matrix, scale)):
+    if value.tape.exact or any(array.dtype.name not in ("float32", "float64") for array in (matrix, scale)):
         refuse("an implicit layer with weights that are not float arrays, or in an exact graph", "give float arrays, without exact=True")
     if shapes != ((size, size), (size,)) or activation not in IMPLICIT_ACTIVATIONS:
         expected = f"expected shapes {(size, size)} and {(size,)} and one of {', '.join(IMPLICIT_ACTIVATIONS)}"

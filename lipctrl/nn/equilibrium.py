@@ -58,13 +58,14 @@ class EquilibriumLayer(ShapedNetwork):
         """The solution, by splitting and Newton steps."""
         return implicit_layer(tensors["weight"], functional.linear(x, tensors["entering"], tensors["bias"]), self.activation)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Any) -> Any:
         """z (..., units), in the dtype of ``x``; a recording symbol gives a symbol, with the weights in float64."""
         if not isinstance(x, Symbol):
             return super().forward(x)
         tensors = self.tensors()
-        recorded: Any = implicit(tensors["weight"], functional.linear(x, tensors["entering"], tensors["bias"]), self.activation)
-        return recorded
+        entering: Any = x
+        entering = functional.linear(entering, tensors["entering"], tensors["bias"])
+        return implicit(tensors["weight"], entering, self.activation)
 
     def add_nodes(self, add: AddNode, operand: int) -> int:
         """An affine node and an implicit one."""
