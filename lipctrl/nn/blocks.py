@@ -14,6 +14,7 @@ from lipctrl.certificates.checker.verdict import Rejected
 from lipctrl.certificates.checker.verifiers.lipschitz_bound import effective_scales, prove_lipschitz
 from lipctrl.core.errors import InputError, LipctrlError
 from lipctrl.nn.policy import LipschitzPolicy
+from lipctrl.nn.proof import layer_by_layer
 
 Groups = Mapping[str, Sequence[int]]
 
@@ -47,12 +48,13 @@ def _weighted_constant(policy: LipschitzPolicy) -> float:
     scale_out = tuple(1 / s for s in policy.action_scale)
     claim: dict[str, Any] = {"property": "lipschitz", "norm": "l2"}
     claim |= {"input_scale": [*map(rational_to_text, scale_in)], "output_scale": [*map(rational_to_text, scale_out)]}
-    known = policy.network.multipliers()
+    known, alone, network = policy.network.multipliers(), policy.network.multipliers_alone(), read_network(graph)
+    scales = effective_scales(network, scale_in, scale_out)
     try:
-        if known is None:
-            network = read_network(graph)
-            bound = norm_product(network, *effective_scales(network, scale_in, scale_out))
-            evidence: dict[str, Any] = {"method": "norm-product"}
+        if alone is not None:
+            bound, evidence = layer_by_layer(network, *scales, alone)
+        elif known is None:
+            bound, evidence = norm_product(network, *scales), {"method": "norm-product"}
         else:
             bound = policy.network.lipschitz
             evidence = {"method": "multipliers", "multipliers": [[float(v).hex() for v in values] for values in known]}

@@ -112,9 +112,15 @@ class LipschitzMLP(LipschitzNetwork):
         """Known multipliers of each hidden layer, graded; ``None`` where the product of the layers' norms proves the bound."""
         known = self.stack.multipliers(self.built_for)
         if known is None:
-            own = [values for n in self.sizes[1:-1] if (values := self.activation.multipliers(n)) is not None and len(values)]
-            return graded([self.built_for * values for values in own], self.lipschitz, self.built_for) if own else None
+            own = self.multipliers_alone()
+            return graded([self.built_for * torch.from_numpy(values) for values in own], self.lipschitz, self.built_for) if own else None
         return [self.activation.multiplier_factor * values for values in graded(known, self.lipschitz, self.built_for)]
+
+    @torch.no_grad()
+    def multipliers_alone(self) -> list[np.ndarray] | None:
+        """Multipliers of each activation that keeps norms by its own units (Householder); ``None`` for others."""
+        own = [values.cpu().numpy() for n in self.sizes[1:-1] if (values := self.activation.multipliers(n)) is not None and len(values)]
+        return own or None
 
     def extra_repr(self) -> str:
         """Sizes, bound and activation, for ``print``."""

@@ -124,6 +124,11 @@ class LipschitzNetwork(ShapedNetwork):
         the product of the layers' norms proves it."""
         return None
 
+    def multipliers_alone(self) -> list[np.ndarray] | None:
+        """Multipliers (groups,) of each hidden activation that prove it by itself, for proofs of one layer after the other;
+        ``None`` where there is no need of them."""
+        return None
+
     def extra_repr(self) -> str:
         """Sizes and bound, for ``print``."""
         return f"{super().extra_repr()}, lipschitz={self.lipschitz}"

@@ -190,7 +190,7 @@ class LipschitzPolicy(nn.Module):
 
         Nothing is proved here: the checker does that.
         """
-        return lipschitz_proof(graph, norm, self.network.lipschitz, self.network.multipliers())
+        return lipschitz_proof(graph, norm, self.network.lipschitz, self.network.multipliers(), self.network.multipliers_alone())
 
 
 class Scales(TypedDict, total=False):

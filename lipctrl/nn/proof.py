@@ -1,4 +1,8 @@
-"""Claim and evidence for the Lipschitz bound of an exported network, without a search: known multipliers, norms, absolute values."""
+"""Claim and evidence for the Lipschitz bound of an exported network, without a search: known multipliers, norms, absolute values.
+
+One matrix for the whole network multiplies the weights of all layers, and its rounding errors grow with depth. Activations that
+keep norms by themselves are therefore proved one layer after the other.
+"""
 
 from __future__ import annotations
 
@@ -9,32 +13,43 @@ from typing import Any
 
 import numpy as np
 
+from lipctrl.certificates.checker.definite import OutOfRange
 from lipctrl.certificates.checker.graph import Graph
 from lipctrl.certificates.checker.intervals import Array, up
-from lipctrl.certificates.checker.network import Network, read_network
+from lipctrl.certificates.checker.network import Network, Sum, read_network
 from lipctrl.certificates.checker.products import absolute_product, norm_product
 from lipctrl.certificates.checker.slopes import enclose
-from lipctrl.certificates.checker.verifiers.lipschitz_bound import NORMS, effective_scales
+from lipctrl.certificates.checker.verdict import Rejected
+from lipctrl.certificates.checker.verifiers.lipschitz_bound import NORMS, effective_scales, prove_network
+from lipctrl.certificates.checker.windows import leaving_scale, window
 from lipctrl.core.errors import InputError
 
 ELSEWHERE = 1 + 2.0**-40  #: factor of bounds that the checker computes itself: on another machine its sums may round otherwise
 
+PER_LAYER = 1 + 5e-7  #: factor of the bound of a layer with multipliers: room for what rounding to float32 does to its C
+
 Proof = tuple[dict[str, Any], dict[str, Any]]
 
 
-def lipschitz_proof(graph: Graph, norm: str, lipschitz: float, known: Sequence[Array] | None) -> Proof:
+def lipschitz_proof(
+    graph: Graph, norm: str, lipschitz: float, known: Sequence[Array] | None, alone: Sequence[Array] | None = None
+) -> Proof:
     """Claim and evidence of a ``lipschitz-bound`` certificate; nothing is proved here, the checker does that.
 
-    ``known`` are multipliers that prove ``lipschitz`` in l2 for the network between its scales, or ``None``. Raises InputError
-    for a norm that is not ``"l2"`` or ``"linf"``.
+    ``known`` are multipliers that prove ``lipschitz`` in l2 for the network between its scales, or ``None``; ``alone`` those that
+    prove each activation of a chain to keep norms by itself. Raises InputError for a norm that is not ``"l2"`` or ``"linf"``.
     """
     if norm not in NORMS:
         raise InputError(f"norm is {norm!r}, expected one of {', '.join(NORMS)}")
     network = read_network(graph)
     ones = (Fraction(1),)
     scales = effective_scales(network, ones * network.inputs, ones * network.outputs)
-    make = _euclidean if norm == "l2" else _maximum
-    bound, evidence = make(network, *scales, lipschitz, known)
+    if norm == "l2":
+        bound, evidence = _euclidean(network, *scales, lipschitz, known) if alone is None else layer_by_layer(network, *scales, alone)
+    else:
+        bound, evidence = _maximum(network, *scales, lipschitz, known)
+        if alone is not None and not _is_proved(network, norm, *scales, bound, evidence):  # too deep for one matrix
+            bound, evidence = _maximum(network, *scales, lipschitz, None)
     return {"property": "lipschitz", "norm": norm, "input_scale": None, "output_scale": None, "bound": bound.hex()}, evidence
 
 
@@ -44,6 +59,38 @@ def _euclidean(network: Network, scale_in: Array, scale_out: Array, lipschitz: f
     greatest = float(scale_out.max())
     bound = Fraction(lipschitz) * Fraction(greatest) / Fraction(float(scale_in.min()))
     return float(enclose([bound], [bound]).high[0]), {"method": "multipliers", "multipliers": _filed(known, greatest)}
+
+
+def layer_by_layer(network: Network, scale_in: Array, scale_out: Array, alone: Sequence[Array]) -> tuple[float, dict[str, Any]]:
+    """Bound and evidence by windows for an affine map, x + C relu(-V x), an affine map, and so on, whatever the depth.
+
+    ``alone`` has for each of the maps x + C relu(-V x) the multipliers m (groups,) with |phi(x) - phi(y)|^2 - |x - y|^2 =
+    sum of m dr (dr - dq), where q = -V x and r = relu(q).
+    """
+    first, product, entries, entering = 0, 1.0, [], scale_in
+    ends = [index for index, signal in enumerate(network.signals) if isinstance(signal, Sum)]
+    for last, values in zip([*ends, network.output], [*alone, None], strict=True):
+        part, evidence = window(network, first, last), {"method": "norm-product"}
+        bound, end = 0.0, network.signals[last]
+        if isinstance(end, Sum) and values is not None:
+            before = window(network, first, end.first)
+            bound = norm_product(before, entering, np.ones(before.outputs)) * PER_LAYER
+            filed = [[float(value).hex() for value in values * PER_LAYER]]
+            evidence = {"method": "multipliers", "multipliers": filed} if bound else evidence
+        else:
+            bound = norm_product(part, entering, leaving_scale(part, scale_out)) * ELSEWHERE
+        product = math.nextafter(product * bound, math.inf) if bound else 0.0
+        entries.append({"last": last, "scale": None, "bound": bound.hex(), "evidence": evidence})
+        first, entering = last, np.ones(part.outputs)
+    return product, {"method": "windows", "windows": entries}
+
+
+def _is_proved(network: Network, norm: str, scale_in: Array, scale_out: Array, bound: float, evidence: dict[str, Any]) -> bool:
+    try:
+        prove_network(network, norm, scale_in, scale_out, bound, evidence)
+    except (OutOfRange, Rejected):
+        return False
+    return True
 
 
 def _maximum(network: Network, scale_in: Array, scale_out: Array, lipschitz: float, known: Sequence[Array] | None) -> tuple[float, Any]:
