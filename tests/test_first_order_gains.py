@@ -16,6 +16,7 @@ from test_first_order_slopes import Maker, balls, cells, pairs, smooth_network
 
 from lipctrl.certificates.checker import intervals as iv
 from lipctrl.certificates.checker import jacobian as module
+from lipctrl.certificates.checker import work as counting
 from lipctrl.certificates.checker.balls import evaluate_balls
 from lipctrl.certificates.checker.curved import Curved
 from lipctrl.certificates.checker.expansion import record, remainder, row_remainders
@@ -289,7 +290,23 @@ def test_many_inputs_are_not_expanded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert problem_of(graph, centre, 1.0)[0].curved
     monkeypatch.setattr(verifier, "MAX_CURVED_INPUTS", 2)
     assert not problem_of(graph, centre, 1.0)[0].curved
+    monkeypatch.setattr(verifier, "MAX_CURVED_INPUTS", 3)
+    work = problem_of(graph, centre, 1.0)[0].work().cell
+    for limit, curved in ((work, True), (work - 1, False)):
+        monkeypatch.setattr(verifier, "MAX_CURVED_WORK", limit)
+        assert problem_of(graph, centre, 1.0)[0].curved is curved
+    monkeypatch.setattr(counting, "MAX_FLOATS", problem_of(graph, centre, 1.0)[0].work().floats)
+    assert not problem_of(graph, centre, 1.0)[0].curved
     assert not problem_of(smooth_network("relu", (2, 4, 1)), np.zeros(2), 1.0)[0].curved
+
+
+@pytest.mark.parametrize(("norm", "careful"), [("linf", 0), ("l2", 30_000)])
+def test_the_work_on_a_leaf_to_first_order(norm: str, careful: int) -> None:
+    """The enclosure three times over in 2 k + 8 and k (k + 2) coordinates, the matrices, their bases and products with those."""
+    graph = smooth_network("tanh", (3, 4, 2))
+    cell, batch, kept = counting.work_of_graph(graph, 14 + 15)
+    work = problem_of(graph, np.zeros(3), 1.0, norm)[0].work()
+    assert work == counting.Work(3 * cell + 120 + careful + 2000 + 15 * 2 * 41, 4 * batch, 2 * kept + 27 * 6 + 16)
 
 
 def test_interval_slopes_and_first_order_agree_where_both_are_asked() -> None:

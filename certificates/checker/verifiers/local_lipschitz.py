@@ -69,7 +69,7 @@ MAX_PROOFS = 4096  #: leaves with a proof of their own
 MAX_WORK = 3_000_000_000  #: units of work on the slopes of leaves, see ``checker/work.py``
 MAX_PRODUCTS = 1e12  #: multiplications for the proofs of leaves
 PER_VALUE = 5e4  #: multiplications in the time that the exact slopes of one value take
-MAX_CURVED_INPUTS = 64  #: that vary, for slopes to first order
+MAX_CURVED_INPUTS, MAX_CURVED_WORK = 64, 10**8  #: that vary, and on one leaf, for slopes to first order
 PER_FACTOR = 100  #: units of work, beside one for each input, that one factor of a range takes
 _SHOWN_INPUTS = 6  #: a sentence names the ends of a domain with so many inputs
 
@@ -176,8 +176,9 @@ class Problem:
         second = k * (k + 2) if self.curved else 0
         cell, batch, floats_kept = work_of_graph(self.graph, 2 * k + 8 + second)
         careful = 0 if min(k, m) == 1 or self.norm == "linf" else 30_000 + 4 * (min(k, m) ** 3 + k * m * min(k, m)) // 100
-        turned = 2000 + second * m * (40 + (k + m) // 4) if self.curved else 0
-        return Work(3 * cell + 20 * k * m + careful + turned, (3 + self.curved) * batch, 2 * floats_kept + (12 + second) * k * m)
+        turned, bases = (2000 + second * m * (40 + (k + m) // 4), 4 * m * m) if self.curved else (0, 0)
+        floats_kept = 2 * floats_kept + (12 + second) * k * m + bases
+        return Work(3 * cell + 20 * k * m + careful + turned, (3 + self.curved) * batch, floats_kept)
 
 
 @contextmanager
@@ -206,8 +207,9 @@ def read_problem(graph: Graph, claim: Mapping[str, Any]) -> tuple[Problem, float
     domain = read_domain(table["domain"], size, table["norm"], scale_in)
     bound = float(floats([table["bound"]], 1, "bound")[0])
     problem = Problem(without_sorts(graph), domain, table["norm"], scale_in, scale_out, Remembered())
-    curved = replace(problem, curved=is_curved(problem.graph) and len(domain.free) <= MAX_CURVED_INPUTS)
-    return curved if curved.work().cells_at_once else problem, bound
+    curved = replace(problem, curved=is_curved(problem.graph))
+    small = len(domain.free) <= MAX_CURVED_INPUTS and curved.work().cell <= MAX_CURVED_WORK and curved.work().cells_at_once
+    return curved if small else problem, bound
 
 
 def prove_local(graph: Graph, claim: Mapping[str, Any], evidence: Mapping[str, Any]) -> float:
