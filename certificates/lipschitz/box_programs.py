@@ -1,4 +1,4 @@
-"""Many linear programs over one polytope at once: what affine functions are at most on a box that half-spaces cut.
+"""Many linear programs over one polytope at once: what affine functions are at most on a box, or a ball, that half-spaces cut.
 
 Only the multipliers of the half-spaces are sought, and any that are not negative bound the maximum from above. So a few steps of
 a primal-dual interior-point method (Mehrotra 1992) in plain float64 do, in which all programs move together.
@@ -11,6 +11,7 @@ import numpy as np
 from lipctrl.certificates.checker.intervals import Array
 
 STEPS = 24
+SWEEPS = 40  #: over the multipliers of a ball
 CENTRING = 0.15  #: of the mean complementarity, aimed at in each step
 SHORT = 0.95  #: of the way to the border
 LARGEST = 1e9  #: multiplier, beyond which the polytope is taken to be empty
@@ -26,6 +27,25 @@ def multipliers(objectives: Array, normals: Array, offsets: Array) -> Array:
     size, lengths = np.where(size > 0, size, 1.0), np.where(lengths > 0, lengths, 1.0)
     found = _Programs(objectives / size[:, None], normals / lengths[:, None], offsets / lengths).solved()
     return np.asarray(found * (size[:, None] / lengths))
+
+
+def ball_multipliers(objectives: Array, normals: Array, offsets: Array) -> Array:
+    """As :func:`multipliers` for |y| <= 1 in Euclidean norm, by the best value of one multiplier after the other.
+
+    For a normal a of length 1, offset b and rest v = alpha a + w, b t + |v - t a| is least at t = alpha - |w| b / sqrt(1 - b^2).
+    """
+    lengths = np.linalg.norm(normals, axis=1)
+    lengths = np.where(lengths > 0, lengths, 1.0)
+    units, found, rest = normals / lengths[:, None], np.zeros((len(objectives), len(normals))), objectives.copy()
+    for _ in range(SWEEPS):
+        for i, (unit, b) in enumerate(zip(units, offsets / lengths, strict=True)):
+            along = rest @ unit + found[:, i]
+            across = np.sqrt(np.maximum((rest**2).sum(1) - (rest @ unit) ** 2, 0.0))
+            best = along - across * b / np.sqrt(1 - b * b) if abs(b) < 1 else np.full(len(rest), 0.0 if b > 0 else LARGEST)
+            best = np.clip(best, 0.0, LARGEST)
+            rest -= np.outer(best - found[:, i], unit)
+            found[:, i] = best
+    return np.asarray(found / lengths)
 
 
 class _Programs:

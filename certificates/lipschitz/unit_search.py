@@ -28,7 +28,7 @@ from lipctrl.certificates.checker.network import Place
 from lipctrl.certificates.checker.unit_splits import Ends, HalvedAlgebra, Margins, NoPoint, Pass
 from lipctrl.certificates.checker.verdict import Rejected
 from lipctrl.certificates.checker.verifiers.local_lipschitz import MAX_PROOFS, Problem
-from lipctrl.certificates.lipschitz.box_programs import multipliers
+from lipctrl.certificates.lipschitz.box_programs import ball_multipliers, multipliers
 from lipctrl.certificates.lipschitz.local_multipliers import bound_cell
 from lipctrl.certificates.lipschitz.local_search import CELL_TOLERANCE, MAX_ORDER, SLICE
 from lipctrl.certificates.lipschitz.sensitivity import Sensitivities
@@ -94,11 +94,18 @@ class Narrowing(HalvedAlgebra):
         index, sign = np.concatenate([index, index]), np.repeat([1.0, -1.0], len(index))
         n, radius = x.value.low.shape[1], self.radius
         linear = np.broadcast_to(_middle(cast(Interval, x.linear))[:, 0], (len(radius), n))[:, index]
-        normals = -_middle(self.margins.linear).T * radius
+        normals, constants = -_middle(self.margins.linear).T, self.margins.constant
         known = normals.any(1)
         factors = np.zeros((len(index), len(known)))
-        factors[:, known] = multipliers((sign * linear).T * radius, normals[known], self.margins.constant[known])
+        objectives, normals = (sign * linear).T, normals[known]
+        factors[:, known] = multipliers(objectives * radius, normals * radius, constants[known])
         ends = Ends(index, sign, _shortened(factors))
+        if self._cells.reach is not None and self._cells.scale is not None:
+            stretch = self._cells.reach[0] / self._cells.scale
+            factors[:, known] = ball_multipliers(objectives * stretch, normals * stretch, constants[known])
+            other = Ends(index, sign, _shortened(factors))
+            nearer = self._most(x, n, other) < self._most(x, n, ends)
+            ends = Ends(index, sign, np.where(nearer[:, None], other.factors, ends.factors))
         before = np.where(sign > 0, x.value.high[0, index], -x.value.low[0, index])
         width = (x.value.high - x.value.low)[0, index]
         worth = np.flatnonzero(self._most(x, n, ends) < before - WORTH * width)
