@@ -8,12 +8,16 @@ import torch
 
 from lipctrl.certificates.checker.graph import Graph, Node
 from lipctrl.certificates.checker.network import read_network
+from lipctrl.certificates.checker.verdict import Rejected
+from lipctrl.certificates.checker.verifiers.lipschitz_bound import prove_lipschitz
 from lipctrl.certificates.lipschitz import certify_lipschitz
 from lipctrl.core.errors import InputError
 from lipctrl.core.torch_evaluation import evaluate_torch
-from lipctrl.nn import LAYERS, LinearPlusMLP, LipschitzMLP, LipschitzPolicy, ResidualMLP, householder, lipschitz_constant
+from lipctrl.nn import LAYERS, LinearPlusMLP, LipschitzMLP, LipschitzPolicy, ResidualMLP, householder, lipschitz_constant, lipschitz_policy
 from lipctrl.nn.activations import GroupSort
+from lipctrl.nn.blocks import block_gains
 from lipctrl.nn.householder import Householder
+from lipctrl.nn.proof import lipschitz_proof
 
 NORMALS = [(1.0, -1.0), (0.3, -2.0), (1.0, 2.0, 3.0)]
 MAKERS = {layer: made for layer, made in LAYERS.items() if not made.needs_slope_restriction}
@@ -56,6 +60,70 @@ def test_bounds_are_proved_for_the_exported_weights(layer, normal):
         assert torch.allclose(evaluate_torch(policy.graph(), {"observation": x}, torch.float32)["action"], own, atol=1e-5)
         assert np.allclose(policy.export().predict(x.numpy())[0], own.numpy(), atol=1e-5)
         assert torch.allclose(net.plain()(x), net(x), atol=1e-5) and lipschitz_constant(net.plain()) <= 3.0
+
+
+@pytest.mark.parametrize("layer", sorted(MAKERS))
+@pytest.mark.parametrize("depth", [2, 6, 12, 20])
+def test_bounds_are_proved_at_any_depth(depth, layer):
+    """Layer by layer: what is proved is the product of the norms of the rounded weights, but for a hair at each layer."""
+    policy = lipschitz_policy(
+        4, [-2], [2], 5.0, hidden=(64,) * depth, layer=layer, activation=householder((1, -2)), generator=generator(depth)
+    )
+    proved = policy.lipschitz()
+    norms = [np.linalg.norm(w.astype(np.float64), 2) for name, w in policy.graph().tensors.items() if name.startswith("weight_")]
+    assert len(norms) == depth + 1
+    assert math.prod(norms) * (1 - 1e-9) <= proved <= math.prod(norms) * (1 + 1e-6) ** depth and proved <= 5
+    claim, evidence = policy.lipschitz_proof(policy.graph())
+    assert evidence["method"] == "windows" and len(evidence["windows"]) == depth + 1
+    smaller = {**claim, "bound": (proved * (1 - 1e-6) ** (depth + 1)).hex()}
+    with pytest.raises(Rejected, match="product of the windows"):
+        prove_lipschitz(policy.graph(), smaller, evidence)
+
+
+@pytest.mark.parametrize("normal", NORMALS)
+@pytest.mark.parametrize("depth", [2, 12])
+def test_weights_in_float64_are_proved_too(depth, normal):
+    net = LipschitzMLP(4, (33,) * depth, 2, 3.0, "cayley", householder(normal), generator=generator())
+    nodes = [Node("input", (), {"name": "x", "size": 4})]
+
+    def add(node):
+        nodes.append(node)
+        return len(nodes) - 1
+
+    output = net.add_nodes(add, 0)
+    graph = Graph(tuple(nodes), {"y": output}, {name: tensor.detach().numpy() for name, tensor in net.tensors().items()})
+    claim, evidence = lipschitz_proof(graph, "l2", net.lipschitz, net.multipliers(), net.multipliers_alone())
+    assert net.built_for * (1 - 1e-9) <= prove_lipschitz(graph, claim, evidence) <= net.lipschitz
+
+
+@pytest.mark.parametrize("change", ["weight", "reflect"])
+def test_a_layer_that_stretches_is_not_proved(change):
+    """The norms of weights are found again for the weights at hand; a C that is too long is refused."""
+    policy = lipschitz_policy(4, [-2], [2], 5.0, hidden=(16,) * 3, layer="cayley", activation=householder(), generator=generator())
+    graph = policy.graph()
+    tensors = {name: tensor * np.float32(1.01) if name.startswith(change) else tensor for name, tensor in graph.tensors.items()}
+    worse = Graph(graph.nodes, graph.outputs, tensors)
+    claim, evidence = policy.lipschitz_proof(graph)
+    with pytest.raises(Rejected):
+        prove_lipschitz(worse, claim, evidence)
+    claim, evidence = policy.lipschitz_proof(worse)
+    if change == "weight":
+        assert prove_lipschitz(worse, claim, evidence) > 5
+    else:
+        with pytest.raises(Rejected):
+            prove_lipschitz(worse, claim, evidence)
+
+
+def test_gains_between_groups_at_depth():
+    policy = lipschitz_policy(4, [-2, -2], [2, 2], 5.0, hidden=(64,) * 12, layer="cayley", activation=householder(), generator=generator())
+    gains = block_gains(policy, {"a": [0, 1], "b": [2, 3]}, {"u": [0], "v": [1]})
+    assert len(gains) == 4 and all(0 < gain <= 5 * (1 + 1e-9) for gain in gains.values())
+
+
+def test_in_the_maximum_norm_a_deep_network_falls_back_to_absolute_values():
+    policy = lipschitz_policy(4, [-2], [2], 5.0, hidden=(64,) * 6, layer="cayley", activation=householder(), generator=generator())
+    assert policy.lipschitz_proof(policy.graph(), "linf")[1]["method"] == "absolute-product"
+    assert 5 < policy.lipschitz("linf") < math.inf
 
 
 def test_layers_that_need_slopes_refuse_it():

@@ -70,8 +70,8 @@ def layer_by_layer(network: Network, scale_in: Array, scale_out: Array, alone: S
     first, product, entries, entering = 0, 1.0, [], scale_in
     ends = [index for index, signal in enumerate(network.signals) if isinstance(signal, Sum)]
     for last, values in zip([*ends, network.output], [*alone, None], strict=True):
-        part, evidence = window(network, first, last), {"method": "norm-product"}
-        bound, end = 0.0, network.signals[last]
+        part, end = window(network, first, last), network.signals[last]
+        evidence: dict[str, Any] = {"method": "norm-product"}
         if isinstance(end, Sum) and values is not None:
             before = window(network, first, end.first)
             bound = norm_product(before, entering, np.ones(before.outputs)) * PER_LAYER
