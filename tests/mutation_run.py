@@ -38,7 +38,7 @@ TESTS = {  # tests made for the file, which take seconds
     "chain.py": ["checker_network"],
     "closed_loop.py": ["checker_counterexample"],
     "command.py": ["checker_output"],
-    "curved.py": ["first_order_slopes"],
+    "curved.py": ["first_order_exact", "first_order_slopes"],
     "definite.py": ["definite"],
     "derivatives.py": ["first_order_slopes"],
     "domain.py": ["checker_domain", "local_units"],

@@ -31,7 +31,7 @@ class Model:
     """v(x) in ``centre`` + ``linear`` (x - c) + (x - c) ``bend`` (x - c) / 2 +- ``error``; A in ``linear`` + ``bend`` d +- ``play``.
 
     Shapes (B, n), (k, B, n), (k, k, B, n) or ``None`` for 0, (B, n), (k, B, n). ``swing`` (k, B, n) is the most that ``bend`` d can be,
-    ``sag`` (B, n) the most that (x - c) ``bend`` (x - c) / 2 can.
+    ``sag`` (B, n) the most that (x - c) ``bend`` (x - c) / 2 can; ``bend`` is symmetric.
     """
 
     centre: Interval
@@ -87,7 +87,7 @@ class CurvedAlgebra(LocalAlgebra):
         error, play = (np.broadcast_to(end, (*end.shape[:-1], size)) for end in (error, play))
         if bend is None:
             return Model(centre, linear, None, error, play, np.zeros_like(play), np.zeros_like(error))
-        swing = np.stack([self._spread(row) for row in bend.magnitude.swapaxes(0, 1)])
+        swing = np.stack([self._spread(row) for row in bend.magnitude])
         return Model(centre, linear, bend, error, play, swing, 0.5 * self._spread(swing))
 
     def _with(self, local: Local, model: Model | None) -> Curved:
