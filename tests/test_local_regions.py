@@ -272,3 +272,28 @@ def test_no_time_no_search():
     assert search.best is None
     search.climb(np.zeros((1, 2)), np.inf)
     assert search.best is not None and search.best.margin > 0
+
+
+def test_what_is_not_finite_is_no_piece():
+    graph = network(([[1e200]], None), "relu", ([[1e200]], None), "relu", ([[1.0]], None), size=1)
+    search = WitnessSearch(graph, box([0.5], "1/4"), "l2", ONES[:1], ONES[:1], 0)
+    found = search.search()
+    assert search.flips is not None and search.flips.best is None and (found is None or found.value >= 0)
+
+
+def test_huge_graphs_are_not_searched_by_pieces():
+    weights = np.ones((2000, 1)), np.ones((6000, 2000), np.float32)
+    graph = network((weights[0], None), "relu", (weights[1], None), size=1)
+    with pytest.raises(Rejected, match="too large"):
+        PiecewiseLinear(graph, np.zeros(1), np.arange(1), np.ones(1))
+
+
+def test_few_flips_are_judged_where_there_are_many(monkeypatch):
+    """The most promising by their first-order effect: the search still ends on a summit, and on the greatest here."""
+    monkeypatch.setattr("lipctrl.certificates.lipschitz.flips.MAX_ENTRIES", 1)
+    graph = small("relu", 7, inputs=3, width=16)
+    few = WitnessSearch(graph, box(np.zeros(3), 1), "l2", ONES, ONES[:2], 0)
+    assert few.flips._flips == 8
+    monkeypatch.undo()
+    all_ = WitnessSearch(graph, box(np.zeros(3), 1), "l2", ONES, ONES[:2], 0)
+    assert few.search().value == pytest.approx(all_.search().value, rel=0.05)

@@ -18,6 +18,7 @@ from lipctrl.certificates.lipschitz.polytope import Polytope
 from lipctrl.certificates.lipschitz.regions import Piece, PiecewiseLinear
 
 MAX_FLIPS = 512  #: of one piece that are judged exactly: the steepest by their first-order effect
+MAX_ENTRIES = 2_000_000  #: of the matrices for these
 MAX_PROGRAMS = 6  #: linear programs from one piece, fewer where they find little
 RAYS = 100  #: from one piece, beside those straight to the borders of steeper ones
 CHORDS = 12  #: halved on the way to the middle of a piece
@@ -47,17 +48,19 @@ class FlipSearch:
         self.function, self.ball, self.norm, self.random = function, ball, norm, random
         self.left, self.right = left, right
         self.best: Summit | None = None
+        self._flips = max(8, min(MAX_FLIPS, MAX_ENTRIES // (len(left) * len(right))))
         self._seen: set[bytes] = set()
         self._sought, self._gained = 0, 0  # pieces that no ray has met, and those of them that are there
 
     def climb(self, points: Array, deadline: float) -> None:
         """Search from each of the points (B, k), until the time (of ``time.monotonic``) is over."""
-        for point in points:
-            if time.monotonic() >= deadline:
-                break
-            piece = self.function.at(point)
-            if self._is_new(piece.sides):
-                self._climb(self._entered(piece, point, np.zeros_like(point)), deadline)
+        with np.errstate(all="ignore"):  # what is not finite is no piece
+            for point in points:
+                if time.monotonic() >= deadline:
+                    break
+                piece = self.function.at(point)
+                if self._is_new(piece.sides):
+                    self._climb(self._entered(piece, point, np.zeros_like(point)), deadline)
 
     def scaled(self, piece: Piece) -> Array:
         """The matrix (m, k) whose norm is the gain."""
@@ -107,7 +110,9 @@ class FlipSearch:
             if inner is None:
                 return None
             found = polytope.centred(inner, chords[1:])
-        return Summit(piece, self._norm(self.scaled(piece)), *found) if found[1] > THIN else None
+        if not (found[1] > THIN and np.isfinite(matrix := self.scaled(piece)).all()):
+            return None
+        return Summit(piece, self._norm(matrix), *found)
 
     def _polytope(self, piece: Piece) -> Polytope:
         return Polytope.of(piece.signs[:, None] * piece.rows, piece.signs * piece.offsets, self.ball)
@@ -121,10 +126,10 @@ class FlipSearch:
     def _within_reach(self, piece: Piece) -> Array:
         """Units whose border meets the box, the most promising of them."""
         units = np.flatnonzero(np.abs(piece.offsets) < np.abs(piece.rows).sum(axis=1))
-        if len(units) > MAX_FLIPS:
+        if len(units) > self._flips:
             u, v = steepest_direction(self.scaled(piece), self.norm)
             estimates = ((u * self.left) @ piece.effects[:, units]) * (piece.rows[units] @ (v * self.right))
-            units = np.sort(units[np.argsort(-estimates)[:MAX_FLIPS]])
+            units = np.sort(units[np.argsort(-estimates)[: self._flips]])
         return units
 
     def _met(self, here: Summit, units: Array, sought: Array) -> Array:
@@ -153,7 +158,7 @@ class FlipSearch:
         return np.asarray(np.where(np.isfinite(gains), gains, 0.0))
 
     def _norm(self, matrix: Array) -> float:
-        return float(np.linalg.norm(matrix, 2 if self.norm == "l2" else np.inf)) if np.isfinite(matrix).all() else 0.0
+        return float(np.linalg.norm(matrix, 2 if self.norm == "l2" else np.inf))
 
 
 def steepest_direction(matrix: Array, norm: str) -> tuple[Array, Array]:

@@ -19,6 +19,7 @@ Vector = tuple[Fraction, ...]
 STEP = 2.0**-13  #: length of difference steps, relative to the half-widths of the domain
 BEND = 2.0**-9  #: of those whose differences are differenced again
 SWEEPS = 12  #: of the coordinates
+MAX_ROWS = 100_000  #: that are evaluated for one sweep
 ASCENT = 60  #: steps along gradients
 _SHARES = 2.0 ** -np.arange(-1.0, 9.0)  #: of the half-widths, tried at every step along a gradient
 
@@ -86,7 +87,7 @@ class LocalGain:
     def climbed(self, point: Array) -> Array:
         """Coordinates moved to the ends of the domain, or half way there, as long as that is steeper: many at once, or the best one."""
         k, slope = len(point), float(self.steepest(point[None])[0][0])
-        for _ in range(SWEEPS):
+        for _ in range(SWEEPS if 4 * k * (k + 1) <= MAX_ROWS else 0):
             targets = np.concatenate([np.full((k, k), t * end + (1 - t) * point) for end in (self.low, self.high) for t in (1.0, 0.5)])
             single = np.tile(np.eye(k, dtype=bool), (4, 1))
             trial = np.where(single, targets, point)

@@ -18,6 +18,7 @@ from lipctrl.core.compilation import compile_steps
 from lipctrl.core.numpy_evaluation import compile_numpy
 from lipctrl.core.rationals import floats
 
+MAX_ENTRIES = 20_000_000  #: slopes of all signals in the inputs, and of the outputs in them
 Pull = Callable[[Array], Array]  #: what a change of an operand does to the outputs (m, n), from what one of the result does
 
 
@@ -44,12 +45,14 @@ class Piece:
 class PiecewiseLinear:
     """A graph with one input and one output, of affine maps and kinks alone, in coordinates y: its input is ``middle + half y``.
 
-    ``half`` (k,) are the lengths of the coordinates, the inputs ``free`` (k,). Raises Rejected for any other graph.
+    ``half`` (k,) are the lengths of the coordinates, the inputs ``free`` (k,). Raises Rejected for other graphs, and for huge ones.
     """
 
     def __init__(self, graph: Graph, middle: Array, free: Array, half: Array) -> None:
         ((self._name, size),) = graph.input_sizes.items()
-        (self._output,) = graph.outputs
+        ((self._output, outputs),) = graph.output_sizes.items()
+        if sum(graph.sizes) * (len(free) + outputs + 1) > MAX_ENTRIES:
+            raise Rejected("the graph is too large for a search over its pieces")
         self._entering = np.zeros((size, len(free) + 1))
         self._entering[free, np.arange(len(free))] = half
         self._entering[:, -1] = middle
