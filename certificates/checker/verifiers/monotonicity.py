@@ -67,8 +67,6 @@ class Monotone:
         try:
             with np.errstate(all="ignore"):
                 return signs_on_cells(self.graph, notes, self.curved)
-        except GraphError as error:
-            raise Rejected(str(error)) from error
         except OverflowError as error:
             raise Rejected("a number of the network is too large for float64") from error
 
