@@ -2,6 +2,7 @@
 
 import itertools
 from fractions import Fraction
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from test_local_lipschitz import network
 from lipctrl.certificates.checker.domain import Domain
 from lipctrl.certificates.checker.graph import Graph, Node
 from lipctrl.certificates.checker.verdict import Rejected
-from lipctrl.certificates.lipschitz import Budget, certify_local_lipschitz
+from lipctrl.certificates.lipschitz import Budget, certify_local_lipschitz, local
 from lipctrl.certificates.lipschitz.flips import FlipSearch
 from lipctrl.certificates.lipschitz.local_gain import LocalGain
 from lipctrl.certificates.lipschitz.local_witness import WitnessSearch, contains
@@ -205,6 +206,27 @@ def test_lower_and_upper_bounds_meet_where_one_piece_is_the_steepest():
     centre = generator.standard_normal(6)
     found = certify_local_lipschitz(graph, low=centre - 0.02, high=centre + 0.02, budget=Budget(seconds=4))
     assert found.lower.value <= found.upper.value <= found.lower.value * 1.01
+
+
+def test_lower_bounds_are_sought_now_and_then_and_take_a_fifth_of_the_time(monkeypatch):
+    """By a clock that goes on a tenth of a second whenever it is read, and a search that does nothing."""
+    clock = SimpleNamespace(now=0.0, seeking=[])
+
+    def read():
+        clock.now += 0.1
+        return clock.now
+
+    def seek(self, *arguments):
+        clock.seeking.append(max(arguments[-1] - clock.now, 0.0))
+        clock.now += clock.seeking[-1]
+
+    monkeypatch.setattr(local, "time", SimpleNamespace(monotonic=read))
+    monkeypatch.setattr(local.Turns, "step", lambda *_: True)
+    monkeypatch.setattr(WitnessSearch, "search", seek)
+    monkeypatch.setattr(WitnessSearch, "improve", seek)
+    found = certify_local_lipschitz(small("tanh", 3), low=[-3, -3], high=[3, 3], budget=Budget(20, tolerance=1e-9))
+    assert found.lower is None and found.upper.value > 0
+    assert len(clock.seeking) == 4 and 0.1 * 20 < sum(clock.seeking) <= 0.2 * 20 and 20 <= clock.now < 22
 
 
 # --- polytopes ----------------------------------------------------------------------------------------------------------------------

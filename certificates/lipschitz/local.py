@@ -25,7 +25,7 @@ from lipctrl.core.rationals import rational, rationals
 
 MARGIN = 1e-9  #: relative, between the bound that was found and the one that is claimed
 WITNESS = 0.2  #: of the time for lower bounds, at most
-FIRST, AGAIN = 0.08, 0.05  #: of the time for the first search for a lower bound, and for each one after it
+FIRST, AGAIN = 0.06, 0.04  #: of the time for the first search for a lower bound, and for each one after it
 _SIZES = (1.0, 1 + 1e-7, 1 + 1e-5, 1 + 1e-3)  #: of the claimed bound, should the checker refuse a smaller one
 
 

@@ -219,7 +219,7 @@ class _Tape:
         def apply(x: _Signal) -> _Signal:
             def pull(change: Array) -> Array:
                 result = np.zeros((len(change), len(x.rows)))
-                np.add.at(result, (slice(None), wanted), change)
+                np.add.at(result.T, wanted, change.T)
                 return result
 
             return _Signal(x.rows[wanted], self.note((x, pull)))
