@@ -124,12 +124,21 @@ def test_nothing_is_at_most_a_bound_that_is_not_positive():
         assert gain_is_at_most(exactly([3, 0], [0, 4]), bound) is False
 
 
-@pytest.mark.parametrize("entry", [np.nan, np.inf, -np.inf, 2.0**201, 2.0**-201])
+@pytest.mark.parametrize("entry", [np.nan, np.inf, -np.inf, 2.0**201])
 def test_what_is_not_finite_or_out_of_range_is_not_proved(entry):
-    """The bound would be right for the last two, but float64 proofs are not made for such numbers."""
+    """The bound would be right for the last one, but float64 proofs are not made for such numbers."""
     with np.errstate(all="ignore"):
         assert gain_is_at_most(exactly([1, entry], [0, 1]), 2.0**190) is False
         assert gain_is_at_most(exactly([entry]), 2.0**190) is False
+
+
+@pytest.mark.parametrize("entry", [2.0**-149, 2.0**-151, -(2.0**-201), 5e-324])
+def test_tiny_entries_count_as_errors(entry):
+    assert gain_is_at_most(exactly([1, entry], [0, 1]), 1 + 1e-9) and not gain_is_at_most(exactly([1, entry], [0, 1]), 1 - 1e-9)
+    around_zero = Interval(np.array([[-1.0, -abs(entry)], [0, -1]]), np.array([[1.0, abs(entry)], [1, 1]]))
+    golden = (1 + 5**0.5) / 2
+    assert gain_is_at_most(around_zero, golden * (1 + 1e-9)) and not gain_is_at_most(around_zero, golden * (1 - 1e-9))
+    assert gain_is_at_most(exactly([entry, 0], [0, entry]), 2.0**-140) and not gain_is_at_most(exactly([entry], [0]), abs(entry) / 2)
 
 
 def test_the_smaller_side_is_judged(monkeypatch):

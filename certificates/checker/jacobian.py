@@ -16,6 +16,7 @@ from lipctrl.certificates.checker.definite import OutOfRange, exact, is_semidefi
 from lipctrl.certificates.checker.intervals import Array, Interval
 
 TINY = 2.0**-500  #: exceeds what underflow can take from a norm below
+SMALL = 2.0**-150  #: entries below that are enlarged, or taken as errors, where numbers of a limited range are needed
 ROUNDS = 12  #: of power iteration
 
 
@@ -158,9 +159,11 @@ def gain_is_at_most(matrix: Interval, bound: float) -> bool:
     if not bool(np.isfinite(matrix.magnitude).all()):
         return False
     middle, radius = matrix.centre_radius()
+    small, size = np.abs(middle) < SMALL, matrix.magnitude
+    middle, radius, size = np.where(small, 0.0, middle), np.where(small, size, radius), np.where(size > 0, np.maximum(size, SMALL), 0.0)
     spread = float(quick_gains(iv.point(radius[None]))[0])
     try:
-        return _norm_is_at_most(middle, float(iv.down(bound - spread))) or _norm_is_at_most(matrix.magnitude, bound)
+        return _norm_is_at_most(middle, float(iv.down(bound - spread))) or _norm_is_at_most(size, bound)
     except OutOfRange:
         return False
 

@@ -24,6 +24,7 @@ from lipctrl.core.progress import Progress, no_progress
 from lipctrl.core.rationals import rational, rationals
 
 MARGIN = 1e-9  #: relative, between the bound that was found and the one that is claimed
+LEAST = 1e-40  #: what is claimed for a network whose slopes are rounding errors about 0
 WITNESS = 0.2  #: of the time for lower bounds, at most
 FIRST, AGAIN = 0.06, 0.04  #: of the time for the first search for a lower bound, and for each one after it
 _SIZES = (1.0, 1 + 1e-7, 1 + 1e-5, 1 + 1e-3)  #: of the claimed bound, should the checker refuse a smaller one
@@ -140,7 +141,7 @@ class _Certifier:
         if not math.isfinite(upper):
             raise LipctrlError("no bound on this domain could be proved: values or slopes there are not finite")
         for size in _SIZES:
-            bound = upper * (1 + MARGIN) * size
+            bound = max(upper * (1 + MARGIN) * size, LEAST) if upper > 0 else 0.0
             try:
                 proved = self._proved(bound, *search.tree(bound))
             except Rejected:

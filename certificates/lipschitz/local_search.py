@@ -18,7 +18,7 @@ from lipctrl.certificates.checker.enclosure import Enclosed, Scalar
 from lipctrl.certificates.checker.intervals import Array, Interval
 from lipctrl.certificates.checker.jacobian import quick_gains
 from lipctrl.certificates.checker.local_slopes import Cells, Local, LocalSlopes, entering
-from lipctrl.certificates.checker.network import Network
+from lipctrl.certificates.checker.verdict import Rejected
 from lipctrl.certificates.checker.verifiers.local_lipschitz import EXPANSION, MAX_PROOFS, Problem
 from lipctrl.certificates.lipschitz.local_multipliers import bound_cell
 
@@ -211,7 +211,7 @@ class Search:
         else:
             spent += self._expanded(node, found)
             if node.tried < 2:
-                spent += self._multiplied(node, self.problem.network(found, 0), seconds)
+                spent += self._multiplied(node, found, seconds)
         self._push(node)
         return spent
 
@@ -230,7 +230,12 @@ class Search:
             node.tried = 2
         return 1e-9 * self.problem.expansion_products()
 
-    def _multiplied(self, node: Node, network: Network, seconds: float) -> float:
+    def _multiplied(self, node: Node, found: LocalSlopes, seconds: float) -> float:
+        try:
+            network = self.problem.network(found, 0)
+        except Rejected:  # products of signals, for instance
+            node.tried = 2
+            return 0.0
         order = sum(network.variables)
         worth = not node.depth or len(self.problem.domain.free) > FEW_INPUTS
         thorough = order <= SMALL_ORDER or (node.tried == 1 and worth)

@@ -176,7 +176,7 @@ class Problem:
         second = k * (k + 2) if self.curved else 0
         cell, batch, floats_kept = work_of_graph(self.graph, 2 * k + 8 + second)
         careful = 0 if min(k, m) == 1 or self.norm == "linf" else 30_000 + 4 * (min(k, m) ** 3 + k * m * min(k, m)) // 100
-        turned, bases = (2000 + second * m * (40 + (k + m) // 4), 4 * m * m) if self.curved else (0, 0)
+        turned, bases = (2000 + second * m * (40 + (k + m) // 4) + m**3 // 100, 4 * m * m) if self.curved else (0, 0)
         floats_kept = 2 * floats_kept + (12 + second) * k * m + bases
         return Work(3 * cell + 20 * k * m + careful + turned, (3 + self.curved) * batch, floats_kept)
 
