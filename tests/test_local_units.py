@@ -17,10 +17,12 @@ from lipctrl.certificates.checker import domain as splitting
 from lipctrl.certificates.checker import unit_splits
 from lipctrl.certificates.checker.bundle import parse_certificate
 from lipctrl.certificates.checker.domain import HalfLine, Leaf, read_leaves, read_place
+from lipctrl.certificates.checker.enclosure import Remembered
 from lipctrl.certificates.checker.graph import Graph, Node
+from lipctrl.certificates.checker.intervals import Interval
 from lipctrl.certificates.checker.jacobian import quick_gains
 from lipctrl.certificates.checker.kinds import check
-from lipctrl.certificates.checker.local_slopes import COORDINATE_WISE
+from lipctrl.certificates.checker.local_slopes import COORDINATE_WISE, Cells, Local
 from lipctrl.certificates.checker.sorts import without_sorts
 from lipctrl.certificates.checker.unit_splits import read_passes
 from lipctrl.certificates.checker.verdict import Rejected
@@ -200,6 +202,14 @@ def test_splits_that_are_refused(split, why):
 )
 def test_leaves_that_are_refused(change, why):
     refuses([TREE[0], BELOW, {**ABOVE, **change}], why)
+
+
+def test_every_pass_and_every_factor_is_read():
+    assert prove_local(APART, CLAIM, cells(TREE[0], None, {"ranges": [[]] * 3 + ABOVE["ranges"], "proof": None})) > 1
+    refuses([TREE[0], None, {"ranges": [[], None], "proof": None}], "list of 1 to")
+    both = [TREE[0], None, [2, 1, "-1"], None]
+    for factors in (["1", "-1"], ["-1", "1"]):
+        refuses([*both, {"ranges": [[[2, 1, "high", factors]]], "proof": None}], "factor of a range is negative")
 
 
 def test_tables_are_for_leaves_that_units_cut():
@@ -405,6 +415,69 @@ def test_ranges_are_rounded_outwards():
         algebra.whole(graph)
         assert -threshold <= seen["x"].value.high[0, 1] <= -threshold + 1e-15
         assert seen["x"].value.low[0, 0] == threshold
+
+
+def algebra_of(half_lines, inputs=2):
+    """A pass over the box [-1, 1]^inputs with nothing known yet."""
+    ends = np.ones((1, inputs))
+    cells = Cells(-ends, ends, np.arange(inputs))
+    return unit_splits.HalvedAlgebra(cells, half_lines, {}, unit_splits.Margins.unknown(len(half_lines), inputs), Remembered())
+
+
+def form(centre, linear, error):
+    """One value: centre and linear part as pairs of ends, far apart so that a wrong one shows."""
+    low, high = (np.array([[part] for part in side], dtype=float)[:, :, None] for side in zip(*linear, strict=True))
+    middle = Interval(*(np.array([[end]], dtype=float) for end in centre))
+    unknown = Interval(np.array([[-100.0]]), np.array([[100.0]]))
+    return Local(unknown, middle, Interval(low, high), Interval(low, high), np.array([[error]], dtype=float))
+
+
+def test_margins_and_ends_take_the_worst_of_their_enclosures():
+    """v in [1, 3] + [4, 7] d1 + [-2, -1] d2 +- 1/2. v >= 1/4: the margin is at most 13/4 + ...; v <= 1/4: at most -1/4 + ..."""
+    x = form((1, 3), ((4, 7), (-2, -1)), 0.5)
+    algebra = algebra_of((HalfLine(0, 0, 0.25, True), HalfLine(0, 0, 0.25, False)))
+    algebra._note(0, algebra.half_lines[0], x)
+    algebra._note(1, algebra.half_lines[1], x)
+    assert algebra.margins.constant == pytest.approx([3 - 0.25 + 0.5, 0.25 - 1 + 0.5])
+    assert (algebra.margins.constant >= [3.25, -0.25]).all()
+    np.testing.assert_array_equal(algebra.margins.linear.low, [[4, -7], [-2, 1]])
+    np.testing.assert_array_equal(algebra.margins.linear.high, [[7, -4], [-1, 2]])
+    ends = unit_splits.Ends(np.array([0, 0, 0]), np.array([True, False, True]), np.array([[0.0, 0], [0, 0], [2, 1]]))
+    algebra._place = 5
+    most = algebra._most(x, 1, ends)
+    plain = 3 + 0.5 + 7 + 2, -1 + 0.5 + 7 + 2
+    # twice the first margin and once the second: slopes in [4, 7] + 2 [4, 7] + [-7, -4] and [-2, -1] + 2 [-2, -1] + [1, 2]
+    added = 3 + 0.5 + 2 * 3.25 - 0.25 + 17 + 5
+    assert most == pytest.approx([*plain, added]) and (most >= [*plain, added]).all()
+    narrowed = np.array([most[0], -most[1]])
+    algebra.ends[5] = ends
+    value = algebra._narrowed(x).value
+    assert (value.high[0, 0], value.low[0, 0]) == (narrowed[0], narrowed[1])
+
+
+def test_forms_of_which_one_part_is_not_finite_split_nothing():
+    for x in (form((np.nan, 1), ((0, 1), (0, 1)), 1), form((0, 1), ((0, 1), (0, np.inf)), 1), form((0, 1), ((0, 1), (0, 1)), np.inf)):
+        algebra = algebra_of((HalfLine(0, 0, 0.0, True),))
+        with pytest.raises(Rejected, match="not finite"):
+            algebra._note(0, algebra.half_lines[0], x)
+
+
+def test_roundings_of_margins_go_outwards():
+    """In exact rationals: margins and ends of random forms are never below what their parts add up to."""
+    generator = np.random.default_rng(0)
+    for _ in range(200):
+        centre, slopes, error, threshold, factor = (generator.standard_normal(k) for k in (1, 2, 1, 1, 1))
+        error, factor = abs(error), abs(factor)
+        x = form((centre[0], centre[0]), ((slopes[0],) * 2, (slopes[1],) * 2), error[0])
+        algebra = algebra_of((HalfLine(0, 0, float(threshold[0]), True),))
+        algebra._note(0, algebra.half_lines[0], x)
+        c, e, t, f = (F(float(part[0])) for part in (centre, error, threshold, factor))
+        assert F(float(algebra.margins.constant[0])) >= c - t + e
+        ends = unit_splits.Ends(np.array([0, 0]), np.array([True, False]), np.full((2, 1), factor[0]))
+        most = algebra._most(x, 1, ends)
+        size = [abs(F(float(s))) for s in slopes]
+        assert F(float(most[0])) >= c + e + f * (c - t + e) + (1 + f) * sum(size)
+        assert F(float(most[1])) >= -c + e + f * (c - t + e) + abs(f - 1) * sum(size)
 
 
 def test_margins_of_later_units_serve_earlier_ones_in_the_next_pass():

@@ -33,10 +33,10 @@ MAX_PASSES = 4
 
 @dataclass(frozen=True)
 class Ends:
-    """T ends of the ranges of one node's units: ``sign`` 1 for the upper end, -1 for the lower, ``factors`` (T, half-lines)."""
+    """T ends of the ranges of one node's units ``index``: the ``upper`` ones and the others, ``factors`` (T, half-lines)."""
 
     index: Array
-    sign: Array
+    upper: Array
     factors: Array
 
 
@@ -51,7 +51,7 @@ def read_passes(data: object, graph: Graph, count: int) -> list[Pass]:
 
 
 def _read_pass(entries: list[object], graph: Graph, count: int) -> Pass:
-    found: dict[Place, list[tuple[int, float, Array]]] = {}
+    found: dict[Place, list[tuple[int, bool, Array]]] = {}
     for entry in entries:
         if not isinstance(entry, list) or len(entry) != 4 or entry[2] not in ("low", "high"):
             raise Rejected("a range must be [place, index, 'low' or 'high', factors]")
@@ -61,7 +61,7 @@ def _read_pass(entries: list[object], graph: Graph, count: int) -> Pass:
         factors = floats(entry[3], count, "factors")
         if not bool(np.all(factors >= 0)):
             raise Rejected("a factor of a range is negative")
-        found.setdefault(place, []).append((entry[1], 1.0 if entry[2] == "high" else -1.0, factors))
+        found.setdefault(place, []).append((entry[1], entry[2] == "high", factors))
     columns = {place: zip(*rows, strict=True) for place, rows in found.items()}
     return {place: Ends(*(np.array(column) for column in rows)) for place, rows in columns.items()}
 
@@ -119,40 +119,44 @@ class HalvedAlgebra(LocalAlgebra):
                 high[0, half.index] = np.minimum(high[0, half.index], half.threshold)
         if self._place in self.ends:
             ends = self.ends[self._place]
-            most, upper = self._most(x, n, ends), ends.sign > 0
-            np.minimum.at(high[0], ends.index[upper], most[upper])
-            np.maximum.at(low[0], ends.index[~upper], -most[~upper])
+            most = self._most(x, n, ends)
+            np.minimum.at(high[0], ends.index[ends.upper], most[ends.upper])
+            np.maximum.at(low[0], ends.index[~ends.upper], -most[~ends.upper])
         if bool((low > high).any()):
             raise NoPoint
         return replace(x, value=Interval(low, high))
 
     def _note(self, number: int, half: HalfLine, x: Local) -> None:
         """The margin of a half-line from the form of its value."""
-        sign, (centre, linear, error) = (1.0 if half.above else -1.0), self._form(x, x.value.low.shape[1], [half.index])
-        rest = (centre - iv.point(np.array(half.threshold))) * iv.point(np.array(sign))
-        constant, linear = up(rest.high + error), linear * iv.point(np.array(sign))
-        if not bool(np.isfinite(constant).all() and np.isfinite(linear.magnitude).all()):
+        centre, linear, error = self._form(x, x.value.low.shape[1], [half.index])
+        rest, linear = _signed(centre - iv.point(np.array(half.threshold)), half.above), _signed(linear, half.above)
+        constant = up(rest.high + error)
+        if not bool(np.isfinite([*constant, *rest.magnitude, *linear.magnitude.ravel()]).all()):
             raise Rejected(f"the value that enters unit {half.index} of node {half.place} is not finite where the tree splits by it")
         self._missing.discard(number)
         self.margins.constant[number] = constant[0]
         self.margins.linear.low[:, number], self.margins.linear.high[:, number] = linear.low[:, 0], linear.high[:, 0]
 
     def _most(self, x: Local, n: int, ends: Ends) -> Array:
-        """The most that sign times the value of each unit can be in the leaf, (T,)."""
-        sign, (centre, linear, error) = iv.point(ends.sign), self._form(x, n, ends.index)
+        """The most that the value of each unit can be in the leaf, or where its lower end is in question its opposite: (T,)."""
+        centre, linear, error = self._form(x, n, ends.index)
         added = iv.affine(iv.point(self.margins.constant), ends.factors, None).high
-        constant = up(up((centre * sign).high + error) + added)
-        slope = linear * sign + iv.affine(self.margins.linear, ends.factors, None)
+        constant = up(up(_signed(centre, ends.upper).high + error) + added)
+        slope = _signed(linear, ends.upper) + iv.affine(self.margins.linear, ends.factors, None)
         most: Array = up(constant + self._spread(slope.magnitude[:, None])[0])
         return most
 
     def _form(self, x: Local, n: int, index: Sequence[int] | Array) -> tuple[Interval, Interval, Array]:
         """Centre (T,), linear part (k, T) and error (T,) of some of the n values."""
-        k, zero = len(self._cells.free), iv.point(np.zeros(1))
-        linear = zero if x.linear is None else x.linear
+        k, linear = len(self._cells.free), iv.point(np.zeros(())) if x.linear is None else x.linear
         whole = [np.broadcast_to(end, (k, 1, n))[:, 0, index] for end in (linear.low, linear.high)]
         centre = [np.broadcast_to(end, (1, n))[0, index] for end in (x.centre.low, x.centre.high)]
         return Interval(*centre), Interval(*whole), np.broadcast_to(x.error, (1, n))[0, index]
+
+
+def _signed(x: Interval, plus: Array | bool) -> Interval:
+    """x where ``plus``, elsewhere -x."""
+    return Interval(np.where(plus, x.low, -x.high), np.where(plus, x.high, -x.low))
 
 
 def slopes_in_leaf(

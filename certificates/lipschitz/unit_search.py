@@ -99,17 +99,17 @@ class Narrowing(HalvedAlgebra):
         factors = np.zeros((len(index), len(known)))
         objectives, normals = (sign * linear).T, normals[known]
         factors[:, known] = multipliers(objectives * radius, normals * radius, constants[known])
-        ends = Ends(index, sign, _shortened(factors))
+        ends = Ends(index, sign > 0, _shortened(factors))
         if self._cells.reach is not None and self._cells.scale is not None:
             stretch = self._cells.reach[0] / self._cells.scale
             factors[:, known] = ball_multipliers(objectives * stretch, normals * stretch, constants[known])
-            other = Ends(index, sign, _shortened(factors))
+            other = Ends(index, ends.upper, _shortened(factors))
             nearer = self._most(x, n, other) < self._most(x, n, ends)
-            ends = Ends(index, sign, np.where(nearer[:, None], other.factors, ends.factors))
+            ends = Ends(index, ends.upper, np.where(nearer[:, None], other.factors, ends.factors))
         before = np.where(sign > 0, x.value.high[0, index], -x.value.low[0, index])
         width = (x.value.high - x.value.low)[0, index]
         worth = np.flatnonzero(self._most(x, n, ends) < before - WORTH * width)
-        return Ends(ends.index[worth], ends.sign[worth], ends.factors[worth])
+        return Ends(ends.index[worth], ends.upper[worth], ends.factors[worth])
 
     def mul(self, x: Enclosed, y: Enclosed) -> Local:
         """Also note both factors."""
@@ -302,9 +302,9 @@ def _entry(leaf: Leaf, index: int) -> Any:
         return proof
     ranges = [
         [
-            [_filed(place), int(j), "high" if sign > 0 else "low", [float(v).hex() if v else "0" for v in factors]]
+            [_filed(place), int(j), "high" if upper else "low", [float(v).hex() if v else "0" for v in factors]]
             for place, ends in found.items()
-            for j, sign, factors in zip(ends.index, ends.sign, ends.factors, strict=True)
+            for j, upper, factors in zip(ends.index, ends.upper, ends.factors, strict=True)
         ]
         for found in leaf.passes
     ]
