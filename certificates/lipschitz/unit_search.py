@@ -95,7 +95,7 @@ class Narrowing(HalvedAlgebra):
         n, radius = x.value.low.shape[1], self.radius
         linear = np.broadcast_to(_middle(cast(Interval, x.linear))[:, 0], (len(radius), n))[:, index]
         normals, constants = -_middle(self.margins.linear).T, self.margins.constant
-        known = normals.any(1)
+        known: Array = np.asarray(normals.any(1))
         factors = np.zeros((len(index), len(known)))
         objectives, normals = (sign * linear).T, normals[known]
         factors[:, known] = multipliers(objectives * radius, normals * radius, constants[known])
