@@ -205,7 +205,7 @@ def test_coordinate_wise_maps_before_and_behind_are_their_own() -> None:
 
 def test_products_of_norms() -> None:
     """|dz| <= |dv| / margin in the metric's norm: coordinates with a small weight may move more."""
-    layer = layer_of([[0.5, 0.0], [0.0, 0.5]], [1, 16], 0.5)
+    layer = layer_of([[0.5, 0.0], [0.0, 0.5]], [2, 32], 0.5)
     network = Network((Input(2), layer), 1, np.ones(2), np.ones(2))
     ones = np.ones(2)
     assert norm_product(network, ones, ones) == pytest.approx(8, rel=1e-12) and norm_product(network, ones, ones) > 8

@@ -283,7 +283,7 @@ def test_derivatives_of_the_barrier() -> None:
 
     def value(variables: Array) -> float:
         matrix = system.matrix(variables[0], variables[1:])
-        own = variables[1:][system.metric > 0]
+        own = variables[1:][system.implicit]
         return t * variables[0] - np.linalg.slogdet(matrix)[1] - np.log(own).sum()
 
     at, size = np.concatenate([point.shares, point.values]), len(gradient)

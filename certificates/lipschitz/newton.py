@@ -97,9 +97,8 @@ def start(system: System) -> Array:
     values = np.zeros(int(system.member.max(initial=-1)) + 1)
     for layer in reversed(system.layers):
         units = system.member[layer.start - system.inputs : layer.stop - system.inputs]
-        along = system.metric[units]
         need = _greatest_need(system, values, layer)
-        values[units] = 2 * max(LEAST_MULTIPLIER, need) * (along if along.any() else 1.0)
+        values[units] = 2 * max(LEAST_MULTIPLIER, need)
     return values
 
 
@@ -134,7 +133,7 @@ class _Point:
 
 def _point(system: System, shares: Array, values: Array) -> _Point | None:
     """The point, if it is strictly feasible in floats."""
-    own = values[system.metric > 0]
+    own = values[system.implicit]
     if not bool(np.all(own > 0)):
         return None
     factor, info = _factor(system.matrix(shares, values))
@@ -153,15 +152,14 @@ def _feasible(system: System, values: Array) -> _Point:
 
 
 def _greatest_need(system: System, values: Array, block: slice) -> float:
-    """The least multiple of equal multipliers in ``block``, or of those along the metric of an implicit layer, that keeps
-    M(0, values), from there on, positive semidefinite."""
+    """The least value that equal multipliers in ``block`` need for M(0, values), from there on, to be positive semidefinite."""
     schur = _schur(system, values, block)
-    along = np.zeros_like(values)
     units = system.member[block.start - system.inputs : block.stop - system.inputs]
-    along[units] = system.metric[units]
-    if not along.any():
+    if not system.implicit[units].any():  # added to the diagonal
         return float(np.linalg.eigvalsh(schur)[-1]) if len(schur) else 0.0
-    added = system.matrix(0.0, along)[block, block] - system.matrix(0.0, 0 * along)[block, block]
+    equal = np.zeros_like(values)
+    equal[units] = 1.0
+    added = system.matrix(0.0, equal)[block, block] - system.matrix(0.0, 0 * equal)[block, block]
     return float(eigh(schur, added, eigvals_only=True)[-1])
 
 
@@ -241,7 +239,7 @@ def _derivatives(system: System, point: _Point, t: float) -> tuple[Array, Array]
         hessian[k:, :k] = gather @ mixed
         hessian[k:, k:] = gather @ curvature @ gather.T
     hessian[:k, k:] = hessian[k:, :k].T
-    own = k + np.flatnonzero(system.metric)
+    own = k + np.flatnonzero(system.implicit)
     gradient[own] -= 1 / point.values[own - k]
     hessian[own, own] += 1 / point.values[own - k] ** 2
     return gradient, hessian

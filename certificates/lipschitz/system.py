@@ -32,9 +32,9 @@ class System:
     ``output`` is Y (n_out, variables), ``member`` (units,) says which multiplier m(j) a unit has. ``layers`` are the
     variables of each layer, ``places`` its multipliers: indices among all multipliers, with -1 where the checker's
     form has one that is free (a leftover group of one). A bound of the network is ``scale`` times that of the system, and its
-    multipliers ``factors[k]`` times those of the system in layer k. The shares q of the inputs are all equal, rho^2 (l2), or
-    ``separate`` (linf): their sum is sought. ``metric`` (multipliers,) is 0 but for those of implicit layers, whose own rows hold
-    variables of their layer: along it, large multipliers make M positive definite there; M alone does not keep these positive.
+    multipliers ``factors[k]``, (1,) or (units,), times those of the system in layer k. The shares q of the inputs are all equal, rho^2 (l2), or
+    ``separate`` (linf): their sum is sought. ``implicit`` (multipliers,) marks those of implicit layers, whose rows hold variables of
+    their own layer: where they are equal and large M is positive definite there; M alone does not keep them positive.
     """
 
     inputs: int
@@ -46,8 +46,8 @@ class System:
     layers: tuple[slice, ...]
     places: tuple[Array, ...]
     scale: float
-    factors: Array
-    metric: Array
+    factors: tuple[Array, ...]
+    implicit: Array
     separate: bool = False
 
     @property
@@ -58,7 +58,7 @@ class System:
     @property
     def barriers(self) -> int:
         """What the search keeps positive: as many eigenvalues as M has, and the multipliers of implicit layers."""
-        return self.size + int(np.count_nonzero(self.metric))
+        return self.size + int(np.count_nonzero(self.implicit))
 
     @property
     def shares(self) -> int:
@@ -101,15 +101,14 @@ class System:
         """The inverse of :meth:`filed`."""
         multipliers = np.zeros(int(self.member.max(initial=-1)) + 1)
         for values, place, factor in zip(filed, self.places, self.factors, strict=True):
-            multipliers[place[place >= 0]] = values[place >= 0] / factor
+            multipliers[place[place >= 0]] = (values / factor)[place >= 0]
         return multipliers
 
     def of_output(self, row: int, scale: float) -> System:
         """The system of one output alone, for the l-infinity norm; ``scale`` bounds it, relative to this one's output."""
         ratio = scale**2
-        return replace(
-            self, output=self.output[row : row + 1] / scale, scale=self.scale * scale, factors=self.factors * ratio, separate=True
-        )
+        factors = tuple(factor * ratio for factor in self.factors)
+        return replace(self, output=self.output[row : row + 1] / scale, scale=self.scale * scale, factors=factors, separate=True)
 
 
 def _support(rows: Array) -> slice:
@@ -125,15 +124,15 @@ def build_system(network: Network, scale_in: Array, scale_out: Array) -> System:
     size = np.zeros(int(ends[-1]))  # of the variables: what they are divided by, 0 while that is not known
     size[: ends[1]] = 1 / scale_in
     parts: list[_Units] = []
-    bounds: list[float] = []
+    bounds: list[Array] = []
     count = 0
     for index, layer in enumerate(network.layers):
         reads = layer.size if isinstance(layer, Sort) else layer.multipliers
         entering, basis = _dense(unrolled.entering[index], reads, ends), unrolled.bases[index]
         units = _units(layer, entering if basis is None else basis.T @ entering, count)
-        bound = _implicit_bound(layer, units, size, ends) if isinstance(layer, Implicit) else _bound(units, size, ends)
+        bound = _implicit_bound(layer, units, size, ends) if isinstance(layer, Implicit) else np.array([_bound(units, size, ends)])
         size[ends[index + 1] : ends[index + 2]] = bound
-        parts.append(replace(units, rows=units.rows * size / bound))
+        parts.append(replace(units, rows=units.rows * size / bound[:, None]))
         bounds.append(bound)
         count += int((units.place >= 0).sum())
     output = scale_out[:, None] * _dense(unrolled.output, network.outputs, ends) * size
@@ -148,8 +147,8 @@ def build_system(network: Network, scale_in: Array, scale_out: Array) -> System:
         layers=tuple(slice(int(a), int(b)) for a, b in pairwise(ends[1:])),
         places=tuple(units.place for units in parts),
         scale=scale,
-        factors=(scale / np.array(bounds)) ** 2,
-        metric=np.concatenate([*(units.metric for units in parts), []]),
+        factors=tuple((scale / bound) ** 2 for bound in bounds),
+        implicit=np.concatenate([*(units.implicit for units in parts), []]).astype(bool),
     )
 
 
@@ -160,7 +159,7 @@ class _Units:
     high: Array
     member: Array
     place: Array
-    metric: Array
+    implicit: Array
 
 
 def _units(layer: Layer, rows: Array, count: int) -> _Units:
@@ -173,7 +172,7 @@ def _units(layer: Layer, rows: Array, count: int) -> _Units:
         return _Units(rows, -ones, ones, np.repeat(np.arange(len(widths)), np.array(widths) - 1) + count, place, np.zeros(kept))
     low, high, place = layer.low[layer.free], layer.high[layer.free], np.arange(len(layer.free)) + count
     if isinstance(layer, Implicit):
-        return _Units(rows, *_implicit_slopes(low, high), place, place, layer.metric * _factor(*_implicit_slopes(low, high)))
+        return _Units(rows, *_implicit_slopes(low, high), place, place, np.ones(len(place)))
     gain = np.maximum(np.abs(low), np.abs(high))
     wider = np.maximum(0.0, LEAST_WIDTH * gain - (high - low)) / 2
     return _Units(rows, low - wider, high + wider, place, place, np.zeros(len(place)))
@@ -191,10 +190,13 @@ def _factor(low: Array, high: Array) -> Array:
     return np.asarray(1 / (middle + np.sqrt(np.maximum(middle**2 - (high - low) ** 2, 0.0))))
 
 
-def _implicit_bound(layer: Implicit, units: _Units, size: Array, ends: Array) -> float:
-    """About how far an implicit layer may move; 1 where that is 0."""
-    moved = np.linalg.norm(np.linalg.solve(np.eye(layer.size) - units.high[:, None] * layer.weight, np.diag(units.high)), 2)
-    return float(moved) * _bound(units, size, ends)
+def _implicit_bound(layer: Implicit, units: _Units, size: Array, ends: Array) -> Array:
+    """About how far the units of an implicit layer may move, in the ratios that make equal multipliers those along its metric."""
+    unit = 1 / np.sqrt(layer.metric * _factor(units.low, units.high))
+    unit /= unit.max()
+    weight = layer.weight * unit / unit[:, None]
+    moved = np.linalg.norm(np.linalg.solve(np.eye(layer.size) - units.high[:, None] * weight, np.diag(units.high)), 2)
+    return np.asarray(float(moved) * _bound(replace(units, rows=units.rows / unit[:, None]), size, ends) * unit)
 
 
 def _bound(units: _Units, size: Array, ends: Array) -> float:
