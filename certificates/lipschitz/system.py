@@ -22,6 +22,7 @@ from lipctrl.certificates.checker.intervals import Array
 from lipctrl.certificates.checker.network import Activation, Affine, Implicit, Input, Layer, Network, Signal, Sort
 
 LEAST_WIDTH = 1e-9  #: slopes of units that are (almost) linear are widened to this, or their multipliers would grow for ever
+IMPLICIT_WIDTH = 1e-4  #: the same in implicit layers, where such units keep their variables
 
 
 @dataclass(frozen=True)
@@ -180,8 +181,8 @@ def _units(layer: Layer, rows: Array, count: int) -> _Units:
 
 def _implicit_slopes(low: Array, high: Array) -> tuple[Array, Array]:
     """Wide enough, but inside [0, 1], where layers are well-posed."""
-    low = np.maximum(0.0, np.minimum(low, high - LEAST_WIDTH))
-    return low, np.maximum(high, low + LEAST_WIDTH)
+    low = np.maximum(0.0, np.minimum(low, high - IMPLICIT_WIDTH))
+    return low, np.maximum(high, low + IMPLICIT_WIDTH)
 
 
 def _factor(low: Array, high: Array) -> Array:
