@@ -169,7 +169,7 @@ def test_products_are_accepted_where_they_are_reached_and_not_below():
     [
         ("l2", ABSOLUTE, "'norm-product'"), ("linf", PRODUCT, "'absolute-product'"), ("l2", {}, "method"),
         ("l2", {"method": None}, "method"),
-        ("linf", {"method": "windows", "windows": []}, "method"), ("l2", {**PRODUCT, "norms": []}, "unknown"),
+        ("linf", {"method": "windows", "windows": []}, "list with 2"), ("l2", {**PRODUCT, "norms": []}, "unknown"),
         ("linf", {**ABSOLUTE, "norms": []}, "unknown"), ("l2", {**SIX_EVIDENCE, "low": []}, "unknown"),
         ("linf", {"method": "multipliers", "rows": [None], "low": []}, "unknown"), ("linf", SIX_EVIDENCE, "missing"),
         ("l2", {"method": "multipliers", "rows": [None]}, "missing"), ("l2", {"method": "windows", "windows": [], "low": 1}, "unknown"),
@@ -361,6 +361,19 @@ def test_scales_between_windows_hold_at_both_sides():
     steep = layers([[1.0]], [[1.0]], op="leaky_relu", slope=Fraction(3))
     assert proves(steep, 3 * TIGHT**3, windows(part(2, 3 * TIGHT), part(3, TIGHT)))
     assert not proves(steep, 9.0, windows(part(2, 2.9), part(3, TIGHT)))
+
+
+def test_windows_in_the_maximum_norm_count_the_inputs():
+    """|v| <= sqrt(n) max |v_i|, rounded up: reached by the sum of n inputs, whose l2 constant is sqrt(n) and whose linf constant is n."""
+    summed = layers(np.ones((1, 5)), [[1.0]])
+    root = math.nextafter(math.sqrt(5.0), math.inf)
+    filed = windows(part(2, root * TIGHT), part(3, TIGHT))
+    assert proves(summed, 5 * TIGHT**4, filed, "linf") and not proves(summed, 5.0, filed, "linf")
+    assert proves(summed, root * TIGHT**3, filed) and not proves(summed, root * TIGHT**3, filed, "linf")
+    exact = windows(part(2, 1.0), part(3, 1.0))
+    two = layers(np.eye(2) / 2, np.eye(2) / 2)  # each product of norms is below 1: what is claimed is the root alone
+    least = math.nextafter(math.nextafter(math.nextafter(math.sqrt(2.0), math.inf), math.inf), math.inf)
+    assert proves(two, least, exact, "linf") and not proves(two, below(least), exact, "linf")
 
 
 def test_windows_may_have_multipliers():

@@ -120,10 +120,14 @@ def test_gains_between_groups_at_depth():
     assert len(gains) == 4 and all(0 < gain <= 5 * (1 + 1e-9) for gain in gains.values())
 
 
-def test_in_the_maximum_norm_a_deep_network_falls_back_to_absolute_values():
-    policy = lipschitz_policy(4, [-2], [2], 5.0, hidden=(64,) * 6, layer="cayley", activation=householder(), generator=generator())
-    assert policy.lipschitz_proof(policy.graph(), "linf")[1]["method"] == "absolute-product"
-    assert 5 < policy.lipschitz("linf") < math.inf
+def test_the_maximum_norm_is_proved_at_depth_too():
+    """By what the l2 bound implies for four inputs."""
+    policy = lipschitz_policy(4, [-2], [2], 5.0, hidden=(64,) * 12, layer="cayley", activation=householder(), generator=generator(3))
+    claim, evidence = policy.lipschitz_proof(policy.graph(), "linf")
+    assert evidence["method"] == "windows"
+    assert policy.lipschitz("linf") == pytest.approx(2 * policy.lipschitz(), rel=1e-9) and policy.lipschitz("linf") <= 10
+    with pytest.raises(Rejected, match="product of the windows"):
+        prove_lipschitz(policy.graph(), {**claim, "bound": (policy.lipschitz() * 1.999).hex()}, evidence)
 
 
 def test_layers_that_need_slopes_refuse_it():
@@ -146,7 +150,7 @@ def test_mirrors_that_are_none_are_refused(normal):
 def network(first, rest, last):
     """last (I + C relu(first -V)) with stored V and C, as a graph."""
     mirror, reflect = rest
-    nodes = [Node("input", (), {"name": "x", "size": len(first)})]
+    nodes = [Node("input", (), {"name": "x", "size": len(first[0])})]
     nodes += [Node("affine", (0,), {"weight": "first", "bias": None}), Node("affine", (1,), {"weight": "mirror", "bias": None})]
     nodes += [Node("relu", (2,)), Node("affine", (3,), {"weight": "reflect", "bias": None}), Node("add", (1, 4))]
     nodes += [Node("affine", (5,), {"weight": "last", "bias": None})]
@@ -166,3 +170,12 @@ def test_stored_mirrors_that_are_no_unit_vectors_are_bounded_as_they_are():
     graph = network(np.eye(2), (-v[None], 2 * v[:, None]), np.eye(2))
     upper = certify_lipschitz(graph, tolerance=1e-9).upper.value
     assert 1 + 2e-7 - 1e-12 <= upper <= 1 + 2.01e-7
+
+
+def test_absolute_values_prove_the_maximum_norm_where_they_are_less():
+    """Two of sixteen inputs count: the l2 bound implies 4, the slopes of the mirror 2 at most."""
+    graph = network(np.eye(16)[:2], ([[1, -1]], [[-1], [1]]), np.eye(2))
+    claim, evidence = lipschitz_proof(graph, "linf", 1.0, None, [np.array([2.0])])
+    assert evidence == {"method": "absolute-product"} and prove_lipschitz(graph, claim, evidence) < 4
+    claim, evidence = lipschitz_proof(graph, "l2", 1.0, None, [np.array([2.0])])
+    assert evidence["method"] == "windows" and 1 <= prove_lipschitz(graph, claim, evidence) < 1 + 1e-6

@@ -156,20 +156,24 @@ def prove_network(network: Network, norm: str, scale_in: Array, scale_out: Array
     elif norm == "linf" and method == "multipliers":
         fields(evidence, ("method", "rows"), "evidence")
         _Multipliers(network, scale_in, scale_out, bound).prove_maximum(evidence["rows"])
-    elif norm == "l2" and method == "windows":
+    elif method == "windows":
         fields(evidence, ("method", "windows"), "evidence")
-        _prove_windows(network, scale_in, scale_out, bound, evidence["windows"])
+        _prove_windows(network, norm, scale_in, scale_out, bound, evidence["windows"])
     else:
         number_free = "norm-product" if norm == "l2" else "absolute-product"
         raise Rejected(f"evidence: expected method {number_free!r} or 'multipliers' for the norm {norm!r}")
 
 
-def _prove_windows(network: Network, scale_in: Array, scale_out: Array, bound: float, filed: object) -> None:
-    """The product of the windows' bounds, rounded up: |S_k dz_k| <= bound_k |S_(k-1) dz_(k-1)| from each cut to the next."""
+def _prove_windows(network: Network, norm: str, scale_in: Array, scale_out: Array, bound: float, filed: object) -> None:
+    """The product of the windows' bounds, rounded up: |S_k dz_k| <= bound_k |S_(k-1) dz_(k-1)| from each cut to the next.
+
+    All of that is Euclidean. For linf the root of the number n of inputs counts too: |v| <= sqrt(n) max |v_i|, and max |v_i| <= |v|.
+    """
     if not isinstance(filed, list) or not 2 <= len(filed) <= MAX_WINDOWS:
         raise Rejected(f"windows must be a list with 2 to {MAX_WINDOWS} entries")
     require_little(network)
-    first, product, work, scale = 0, 1.0, 0.0, scale_in
+    first, work, scale = 0, 0.0, scale_in
+    product = 1.0 if norm == "l2" else math.nextafter(math.sqrt(network.inputs), math.inf)
     for index, entry in enumerate(filed):
         table = fields(entry, ("last", "scale", "bound", "evidence"), "window")
         inner, last, at_end = table["evidence"], table["last"], index == len(filed) - 1
