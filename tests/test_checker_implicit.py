@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from lipctrl.certificates.checker import definite, implicit, work
 from lipctrl.certificates.checker import intervals as iv
-from lipctrl.certificates.checker.balls import evaluate_balls
+from lipctrl.certificates.checker.balls import BallAlgebra, evaluate_balls
 from lipctrl.certificates.checker.bundle import IMPLICIT_PRODUCTS, graph_cost, parse_certificate
 from lipctrl.certificates.checker.definite import balls, exact
 from lipctrl.certificates.checker.enclosure import SCALARS, EnclosureAlgebra, seeds
@@ -25,6 +25,7 @@ from lipctrl.certificates.checker.implicit import FixedPoint, ImplicitLayer, mar
 from lipctrl.certificates.checker.intervals import Array, Interval
 from lipctrl.certificates.checker.local_slopes import Cells, local_slopes
 from lipctrl.certificates.checker.verdict import Rejected
+from lipctrl.certificates.checker.verifiers import counterexample
 from lipctrl.certificates.checker.work import work_of_graph
 from lipctrl.certificates.checker.writing import certificate_bytes
 
@@ -309,6 +310,46 @@ def test_what_an_approximate_inverse_leaves() -> None:
                     left = int(i == j) - sum(Fraction(inverse[b, i, k]) * passed[k][j] for k in range(3))
                     assert abs(left) <= Fraction(off[b, i, j])
         assert off.max() < 1e-12 * scale
+
+
+def test_an_approximate_inverse_has_the_bound_it_says() -> None:
+    inverse, off = ImplicitLayer(np.array([[0.5]]), np.ones(1), "tanh")._inverse(np.array([[0.5]]))
+    counted = abs(1 - inverse[0, 0, 0] * 0.75) + iv.gamma(18) * (inverse[0, 0, 0] * 1.25)
+    assert counted * (1 + 10 * iv.UNIT) <= off[0, 0, 0] <= counted * (1 + 26 * iv.UNIT)
+    inverse, off = ImplicitLayer(np.zeros((2, 2)), np.ones(2), "tanh")._inverse(np.ones((1, 2)))
+    assert np.array_equal(inverse[0], np.eye(2)) and off[0, 0, 1] == 2.0**-1000
+    assert off[0, 0, 0] == pytest.approx(iv.gamma(20), rel=1e-12)
+
+
+def test_products_lose_what_their_bound_says() -> None:
+    """Zero centres and rows that cancel leave the radius alone, which is the formula's and 16 roundings of reserve."""
+    g, u = Fraction(iv.gamma(2 * 2 + 16)), Fraction(1, 2**53)
+    at, box = iv.point(np.array([[3.0, 3.0]])), Interval(np.array([[2.0, 2.0]]), np.array([[4.0, 4.0]]))
+    for x, expected in ((at, 6 * g), (box, 2 * (1 + 4 * g))):
+        y = implicit._product(np.array([[[1.0, -1.0]]]), x)
+        assert y.high[0, 0] == -y.low[0, 0]
+        assert expected * (1 + 10 * u) <= Fraction(float(y.high[0, 0])) <= expected * (1 + 26 * u)
+    row = np.eye(50)[:1]
+    y = implicit._product(row[None], iv.point(row))
+    assert y.high[0, 0] - 1 == pytest.approx(iv.gamma(116), rel=0.05) == 1 - y.low[0, 0]
+    zero = implicit._product(np.zeros((1, 1, 3)), iv.point(np.zeros((1, 3))))
+    assert 5 * 2.0**-1070 <= zero.high[0, 0] == -zero.low[0, 0] <= 6 * 2.0**-1070
+    with np.errstate(all="ignore"):  # the sum is finite, a partial sum is not
+        beyond = implicit._product(np.array([[[1e308, 1e308, -1.25e308]]]), iv.point(np.ones((1, 3))))
+    assert not beyond.low[0, 0] > 0.75e308 and not beyond.high[0, 0] < 0.75e308
+
+
+@pytest.mark.parametrize("activation", IMPLICIT_ACTIVATIONS)
+def test_derivatives_of_activations(activation: str) -> None:
+    solver, w = FixedPoint(np.zeros((1, 1)), activation), np.array([-30.0, -1.5, -0.25, 0.5, 2.0, 30.0])
+    assert np.allclose(solver.derivative(w), (solver.phi(w + 1e-5) - solver.phi(w - 1e-5)) / 2e-5, atol=1e-9)
+    assert np.allclose(solver.phi(w), [float(v.mid()) for v in getattr(BallAlgebra(), activation)([arb(x) for x in w])], rtol=1e-14)
+    assert FixedPoint(np.zeros((1, 1)), "relu").derivative(np.zeros(1)) == 0
+
+
+def test_where_a_loop_has_such_a_policy_derivatives_are_not_offered() -> None:
+    with pytest.raises(Rejected, match="implicit layers"):
+        counterexample._Derivatives(1).implicit(None, np.zeros((1, 1)), np.ones(1), "relu")
 
 
 @settings(max_examples=60, deadline=None)

@@ -164,6 +164,7 @@ def _product(matrices: Array, x: Interval) -> Interval:
     n = matrices.shape[-1]
     centre, radius = x.centre_radius()
     value = (matrices @ centre[..., None])[..., 0]
+    value = np.where(np.isfinite(value), value, np.nan)
     spread = (np.abs(matrices) @ (radius + gamma(2 * n + 16) * (np.abs(centre) + radius))[..., None])[..., 0]
     return around(value, (spread + (n + 2) * 2.0**-1070) * (1 + 16 * UNIT))
 
