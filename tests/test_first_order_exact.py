@@ -11,6 +11,7 @@ from flint import arb, arb_series
 from loops import Sketch
 from test_first_order_slopes import SERIES, cells
 
+from lipctrl.certificates.checker import intervals as iv
 from lipctrl.certificates.checker.curved import Curved, CurvedAlgebra, Model, _narrowed, _parabola, _without_subnormals, curved_slopes
 from lipctrl.certificates.checker.derivatives import higher_derivatives
 from lipctrl.certificates.checker.graph import Node
@@ -204,3 +205,81 @@ def test_what_is_narrowed() -> None:
     found = _narrowed(known, Interval(np.array([1.0, 1, 1, np.nan]), np.array([2.0, 9, 2, np.nan])), np.array([0.5, 0.5, 1, 1]))
     assert np.allclose(found.low[:2], 0.5) and np.allclose(found.high[:2], [2.5, 4]) and found.low[0] < 0.5 and found.high[0] > 2.5
     assert np.isnan(found.low[2]) and found.low[3] == -1 and found.high[3] == 1
+
+
+@pytest.mark.parametrize(("low", "high", "play"), [(-1, 3, 0.75), (-3, 1, 0.75), (1, 3, 0), (-3, -1, 0)])
+def test_the_slopes_of_a_kink_are_as_far_from_the_chord_as_they_may_be(low: float, high: float, play: float) -> None:
+    s = Sketch()
+    found = curved_slopes(s.graph(u=s("relu", s.input("x", 1))), cells([low], [high])).output
+    assert isinstance(found, Curved) and found.model is not None
+    assert abs(found.model.play[0, 0, 0] - play) < 1e-12 and found.model.bend is None
+
+
+def test_slopes_and_values_are_narrowed_to_what_the_model_allows() -> None:
+    made = Operands(0)
+    made.algebra._radius = np.full((1, 1, 1), 0.5)
+    numbers = {"linear": 2.0, "bend": 3.0, "error": 0.25, "play": 0.125}
+    linear, bend = (iv.point(np.full(shape, numbers[name])) for name, shape in (("linear", (1, 1, 1)), ("bend", (1, 1, 1, 1))))
+    model = made.algebra._model(one(7.0), linear, bend, np.full((1, 1), 0.25), np.full((1, 1, 1), 0.125))
+    wide = made.signal(model)
+    found = made.algebra._with(
+        Curved(wide.value, wide.centre, Interval(-1e9 * bend.low[0], 1e9 * bend.low[0]), linear, wide.error, None), model
+    )
+    low, high = exactly(found.slope.low), exactly(found.slope.high)
+    assert low <= F(2) - F(13, 8) and high >= F(2) + F(13, 8) and high - low < F(26, 8) + F(1, 10**9)  # 3 / 2 and 1 / 8
+    low, high = exactly(found.value.low), exactly(found.value.high)
+    assert low <= F(7) - F(13, 8) and high >= F(7) + F(13, 8) and high - low < F(26, 8) + F(1, 10**9)  # 1, 3 / 8 and 1 / 4
+
+
+def test_squares_of_slopes_that_are_not_known_exactly() -> None:
+    made = Operands(1)
+    for low, high in ((1.0, 2.0), (-2.0, -1.0), (-1.0, 2.0)):
+        linear = Interval(np.full((1, 1, 1), low), np.full((1, 1, 1), high))
+        model = made.algebra._model(one(0), linear, None, np.zeros((1, 1)), np.zeros((1, 1, 1)))
+        found = made.algebra._composed(model, np.ones((1, 1)), one(0), np.zeros((1, 1)), np.zeros((1, 1)), np.full((1, 1), 3.0))
+        squares = [a * b for a in (low, high) for b in (low, high)]
+        assert found.bend is not None and abs(found.bend.low.item() - 3 * min(squares)) < 1e-12
+        assert abs(found.bend.high.item() - 3 * max(squares)) < 1e-12
+        other = made.algebra._model(one(0), iv.point(np.ones((1, 1, 1))), None, np.zeros((1, 1)), np.zeros((1, 1, 1)))
+        for pair in ((model, other), (other, model)):
+            product = made.algebra.mul(*map(made.signal, pair)).model
+            assert abs(product.bend.low.item() - 2 * low) < 1e-12 and abs(product.bend.high.item() - 2 * high) < 1e-12
+
+
+def test_where_an_operand_has_no_model_neither_has_the_result() -> None:
+    s = Sketch()
+    x = s.input("x", 2)
+    s.tensors.update(D=np.array([[0.25, -0.5], [0.5, 0.0]]), metric=np.ones(2))
+    z = s("implicit", x, weight="D", metric="metric", activation="tanh")
+    half = s("select", z, indices=(1, 0))
+    results = [s("neg", z), s("add", z, x), s("add", x, z), s("mul", z, x), s("mul", x, z), s("tanh", z), half, s("mul", z, s.constant(2))]
+    results += [s("concatenate", x, z), s("affine", z, weight="D", bias=None), s("add", s.constant(3), z), s("max", x, z)]
+    for result in results:
+        graph, box = s.graph(u=result), cells([0.1, -0.2], [0.3, 0.1])
+        found, plain = curved_slopes(graph, box).output, local_slopes(graph, box).output
+        assert getattr(found, "model", None) is None
+        for a, b in ((found.value, plain.value), (found.slope, plain.slope)):
+            assert np.allclose(a.low, b.low, atol=1e-12) and np.allclose(a.high, b.high, atol=1e-12)
+
+
+def test_parts_of_signals_keep_their_models() -> None:
+    s = Sketch()
+    x = s.input("x", 2)
+    y = s("concatenate", s.constant(5), s("tanh", x), s("select", x, indices=(0,)))
+    whole, box = s.graph(u=y), cells([0.1, -0.2], [0.3, 0.1])
+    part = s.graph(u=s("select", y, indices=(2, 3, 0)))
+    found, taken = curved_slopes(whole, box).output, curved_slopes(part, box).output
+    alone = curved_slopes(s.graph(u=2), box).output
+    assert isinstance(found, Curved) and isinstance(taken, Curved) and isinstance(alone, Curved)
+    a, b, tanh = found.model, taken.model, alone.model
+    assert a is not None and b is not None and tanh is not None and a.bend is not None and b.bend is not None and tanh.bend is not None
+    assert a.centre.low[0, 0] == a.centre.high[0, 0] == 5 and (a.linear.low[:, 0, 0] == 0).all() and (a.play[:, 0, 0] == 0).all()
+    for inside, outside in ((a.centre, tanh.centre), (a.linear, tanh.linear), (a.bend, tanh.bend)):
+        assert (inside.low[..., 1:3] == outside.low).all() and (inside.high[..., 1:3] == outside.high).all()
+    assert (a.error[:, 1:3] == tanh.error).all() and (a.play[..., 1:3] == tanh.play).all() and (a.swing[..., 1:3] == tanh.swing).all()
+    assert (a.linear.low[:, 0, 3] == [1, 0]).all() and a.error[0, 3] == 0 and (np.abs(a.bend.magnitude[..., 3]) < 1e-200).all()
+    for end in ("low", "high"):
+        for name in ("centre", "linear", "bend"):
+            assert (getattr(getattr(b, name), end) == getattr(getattr(a, name), end)[..., [2, 3, 0]]).all()
+    for name in ("error", "play", "swing", "sag"):
+        assert (getattr(b, name) == getattr(a, name)[..., [2, 3, 0]]).all()
