@@ -73,7 +73,7 @@ class WitnessSearch:
 
     def improve(self, starts: Array, deadline: float = math.inf) -> LowerBound | None:
         """The steepest pair so far, after a search from inputs (B, n)."""
-        if not self._empty:
+        if len(starts) and not self._empty:
             self._improve(self.gain.inside(starts[:, self.gain.free]), deadline)
         return self.best
 
