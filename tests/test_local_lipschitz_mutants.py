@@ -8,13 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from mutations import accepted
-from test_local_lipschitz import network
+from test_local_lipschitz import claim_of, network
 
 from lipctrl.certificates.checker.bundle import Certificate, number, parse_certificate
 from lipctrl.certificates.checker.graph import Graph
+from lipctrl.certificates.checker.kinds import check
 from lipctrl.certificates.checker.verifiers.local_lipschitz import read_problem
+from lipctrl.certificates.checker.writing import write_certificate
 from lipctrl.certificates.lipschitz import Budget, certify_local_lipschitz
 from lipctrl.certificates.lipschitz.local_search import Search
+from lipctrl.certificates.lipschitz.unit_search import UnitSearch
 from lipctrl.core.numpy_evaluation import compile_numpy
 
 F = Fraction
@@ -22,7 +25,7 @@ F = Fraction
 
 @pytest.fixture(scope="module")
 def valid(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A box with a split tree and proofs of leaves, and a ball."""
+    """A box with a split tree and proofs of leaves, a ball, and a tree that splits by units."""
     folder = tmp_path_factory.mktemp("valid")
     generator = np.random.default_rng(4)
     weights = [np.round(generator.standard_normal(shape) * 16) / 16 for shape in ((4, 2), (3, 4), (2, 3))]
@@ -35,7 +38,24 @@ def valid(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         certificate.write(folder / name)
         assert certificate.check().level == "proved"
     assert len(box.upper.evidence["tree"]) > 1 and box.upper.evidence["proofs"]
-    return {name: folder / name for name in found}
+    write_by_units(
+        folder / "units", network((weights[0], [0.25, -0.5, 0, 0.125]), "relu", (weights[1], None), "relu", (weights[2], None), size=2)
+    )
+    return {name: folder / name for name in [*found, "units"]}
+
+
+def write_by_units(folder: Path, graph: Graph) -> None:
+    """A certificate for the box [-1, 1]^2 whose tree splits by units alone, with ranges and proofs in its leaves."""
+    claim = claim_of([-1, -1], [1, 1], 1.0)
+    search = UnitSearch(read_problem(graph, claim)[0])
+    while not search.exhausted:
+        search.step(0.0, 1.0)
+    bound = search.upper * (1 + 1e-9)
+    tree, proofs = search.tree(bound)
+    evidence = {"method": "cells", "tree": tree, "proofs": proofs}
+    write_certificate(folder, kind="lipschitz-bound", claim={**claim, "bound": bound.hex()}, policy=graph, evidence=evidence)
+    assert any(isinstance(entry, list) and len(entry) == 3 for entry in tree) and any(isinstance(entry, dict) for entry in tree)
+    assert check(folder).level == "proved"
 
 
 def claim_is_true(certificate: Certificate, seed: int = 0) -> bool:
@@ -53,11 +73,11 @@ def _proved_again(certificate: Certificate, enough: float) -> bool:
     problem, _ = read_problem(certificate.policy, certificate.claim)
     if not len(problem.domain.free):
         return True
-    searches = [Search(problem, True), Search(problem, False)]
+    searches = [Search(problem, True), Search(problem, False), UnitSearch(problem)]
     for turn in range(60):
         if min(search.upper for search in searches) <= enough:
             return True
-        searches[turn % 2].step(enough, 1.0)
+        searches[turn % 3].step(enough, 1.0)
     return False
 
 
@@ -89,7 +109,7 @@ def test_the_second_opinion_knows_true_from_false(valid: dict[str, Path]) -> Non
         assert not claim_is_true(certificate)
 
 
-@pytest.mark.parametrize(("name", "count"), [("box", 300), ("maximum", 100), ("ball", 100)])
+@pytest.mark.parametrize(("name", "count"), [("box", 300), ("maximum", 100), ("ball", 100), ("units", 80)])
 def test_accepted_mutants_are_true(valid: dict[str, Path], name: str, count: int) -> None:
     judged = list(accepted(valid[name], count, seed=7))
     for change, certificate in judged:
