@@ -12,6 +12,7 @@ import pytest
 from flint import arb
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from loops import Sketch
 from test_first_order_slopes import Maker, balls, cells, pairs, smooth_network
 
 from lipctrl.certificates.checker import intervals as iv
@@ -19,7 +20,7 @@ from lipctrl.certificates.checker import jacobian as module
 from lipctrl.certificates.checker import work as counting
 from lipctrl.certificates.checker.balls import evaluate_balls
 from lipctrl.certificates.checker.curved import Curved
-from lipctrl.certificates.checker.expansion import record, remainder, row_remainders
+from lipctrl.certificates.checker.expansion import Errors, record, remainder, row_remainders
 from lipctrl.certificates.checker.graph import Graph, Node
 from lipctrl.certificates.checker.intervals import Interval
 from lipctrl.certificates.checker.jacobian import Family, family_gains, family_row_sums, gain_of, nonnegative_gains
@@ -317,3 +318,89 @@ def test_interval_slopes_and_first_order_agree_where_both_are_asked() -> None:
     assert problem.gains(problem.slopes(*box)[0], 1)[0] < 0.8 * plain.gains(plain.slopes(*box)[0], 1)[0]
     assert plain.family(plain.slopes(*box)[0], 1) is None
     assert float(arb(problem.expanded(*problem.domain.box()))) > 0
+
+
+# --- the numbers of an expansion, exactly -------------------------------------------------------------------------------------------
+
+
+def single(random: Any) -> Errors:
+    """One multiplication of one signal of one input; some of its numbers are 0."""
+    number = [float(random.uniform(0.5, 2) * random.choice([-1, 1]) * (random.random() < 0.8)) for _ in range(5)]
+    after, before, bend = (iv.point(np.full(shape, x)) for shape, x in zip(((1, 1), (1, 1), (1, 1, 1)), number[:3], strict=True))
+    return Errors(after, before, bend, np.full(1, abs(number[3])), np.full(1, abs(number[4])))
+
+
+@pytest.mark.parametrize("seed", range(80))
+def test_remainders_of_one_multiplication_in_exact_numbers(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    errors, radius, scale = single(random), float(random.uniform(0.5, 2)), random.uniform(0.5, 2, 2)
+    n, p, b, e, w = (
+        abs(F(float(np.ravel(x)[0]))) for x in (errors.after.low, errors.before.low, errors.bend.low, errors.doubt, errors.whole)
+    )
+    exact = n * F(float(scale[1])) * (e * p + w * b * F(radius)) / F(float(scale[0]))
+    scales = iv.point(scale[:1]), iv.point(scale[1:])
+    for found in (remainder(errors, *scales, spread_of(radius)), row_remainders(errors, *scales, spread_of(radius))[0]):
+        assert exact <= F(float(found)) <= exact * (1 + F(1, 10**10)) + F(2) ** -240
+
+
+def test_no_multiplications_leave_nothing() -> None:
+    nothing = record(Graph((Node("input", (), {"name": "x", "size": 2}),), {"u": 0}), cells([0, 0], [1, 1]))[1]
+    assert nothing is not None and len(nothing.doubt) == 0
+    assert remainder(nothing, ones(2), ones(2), spread_of(1.0, 1.0)) == 0
+    assert (row_remainders(nothing, ones(2), ones(2), spread_of(1.0, 1.0)) < 1e-100).all()
+
+
+def test_the_errors_of_a_chain_by_hand() -> None:
+    s = Sketch()
+    x = s.input("x", 1)
+    inner = s("tanh", s.affine(x, [[3]]))
+    graph = s.graph(u=s.affine(s("neg", s("tanh", s.affine(inner, [[2]]))), [[5], [7]]))
+    _, errors = record(graph, cells([0.29], [0.31]))
+    assert errors is not None and errors.after.low.shape == (2, 2)
+    first, second = np.tanh(0.9), np.tanh(2 * np.tanh(0.9))
+    outside, inside = (errors.after.take(k) for k in (0, 1))  # the last multiplication comes first
+    assert np.allclose(outside.low, [-5, -7]) and np.allclose(inside.low, np.array([-10, -14]) * (1 - second**2), atol=0.5)
+    assert (inside.low < np.array([-10, -14]) * (1 - second**2)).all() and (inside.high > np.array([-10, -14]) * (1 - second**2)).all()
+    assert np.allclose(errors.before.low[:, 0], [6 * (1 - first**2), 3], rtol=5e-2)
+    curve = -2 * first * (1 - first**2)
+    assert np.allclose(errors.bend.low[:, 0, 0], [2 * 9 * curve, 0], rtol=5e-2)
+    third = -2 * (1 - first**2) * (1 - 3 * first**2)
+    assert 0.2 < errors.doubt[1] / (abs(third) * 0.03**2 / 4) < 4  # half of the range of the third derivative's share
+    assert np.isclose(errors.whole[1], abs(curve) * 0.03 + errors.doubt[1], rtol=5e-2)
+
+
+def test_the_errors_of_products_sums_and_parts_by_hand() -> None:
+    s = Sketch()
+    x = s.input("x", 3)
+    a, b = s("select", x, indices=(2, 0)), s("select", x, indices=(1,))
+    product = s("mul", s("mul", a, s.constant(3, 4)), b)  # b is repeated
+    joined = s("concatenate", s("sub", s.constant(1), product), a)
+    graph = s.graph(u=s.affine(joined, [[1, 10, 100, 1000]]))
+    _, errors = record(graph, cells([1, 2, 4], [3, 6, 10]))
+    assert errors is not None and len(errors.doubt) == 4 and (errors.doubt < 1e-12).all()
+    assert np.allclose(errors.after.low, [[-1, -10, -1, -10]])
+    assert np.allclose(sorted(errors.whole), sorted([9, 4, 2, 2]))  # 3 x2, 4 x0 and x1 twice move by so much
+    assert np.allclose(errors.before.low, [[0, 1, 0]] * 2 + [[0, 0, 3], [4, 0, 0]])
+    twice = s.graph(u=s("add", s("mul", b, b), b))
+    _, errors = record(twice, cells([1, 2, 4], [3, 6, 10]))
+    assert errors is not None and np.allclose(errors.after.low, [[1, 1]]) and np.allclose(errors.before.low, [[0, 1, 0]] * 2)
+
+
+@pytest.mark.parametrize("op", ["add", "sub", "min", "max"])
+def test_derivatives_of_what_is_read_twice_add_up(op: str) -> None:
+    s = Sketch()
+    y = s("tanh", s.input("x", 1))
+    other = s("mul", y, s.constant(3))
+    _, errors = record(s.graph(u=s(op, other, y)), cells([0.2], [0.3]))
+    assert errors is not None
+    expected = {"add": 4, "sub": 2, "min": 1, "max": 3}[op]
+    last = errors.after.take(-1)
+    assert last.low[0] <= expected <= last.high[0] and last.high[0] - last.low[0] < 1e-9
+
+
+def test_a_graph_with_implicit_layers_is_not_expanded() -> None:
+    s = Sketch()
+    s.tensors.update(D=np.array([[0.25]]), metric=np.ones(1))
+    graph = s.graph(u=s("tanh", s("implicit", s.input("x", 1), weight="D", metric="metric", activation="tanh")))
+    assert record(graph, cells([0.1], [0.3]))[1] is None
+    assert not problem_of(graph, np.array([0.0]), 1.0)[0].curved
