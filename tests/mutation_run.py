@@ -44,7 +44,7 @@ TESTS = {  # tests made for the file, which take seconds
     "domain.py": ["checker_domain", "local_units"],
     "enclosure.py": ["checker_slopes", "checker_enclosure", "checker_implicit"],
     "exact.py": ["checker_algebras", "checker_arithmetic", "checker_implicit"],
-    "expansion.py": ["first_order_gains"],
+    "expansion.py": ["first_order_expansions"],
     "graph.py": ["checker_graph", "checker_bundle"],
     "implicit.py": ["checker_implicit"],
     "increments.py": ["checker_network", "checker_implicit_network"],
@@ -68,7 +68,7 @@ TESTS = {  # tests made for the file, which take seconds
     "verifiers/closed_loop_lyapunov_bab.py": ["checker_lyapunov", "checker_attacks"],
     "verifiers/counterexample.py": ["checker_witness", "checker_counterexample", "checker_monotonicity"],
     "verifiers/lipschitz_bound.py": ["checker_lipschitz", "lipschitz_bound"],
-    "verifiers/local_lipschitz.py": ["checker_local", "local_units", "first_order_gains"],
+    "verifiers/local_lipschitz.py": ["checker_local", "local_units", "first_order_expansions"],
     "verifiers/monotonicity.py": ["checker_monotonicity"],
 }
 

@@ -1,0 +1,281 @@
+"""Expansions: their numbers by hand and in exact arithmetic, against pairs of points, and attacks."""
+
+from __future__ import annotations
+
+import dataclasses
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from loops import Sketch
+from test_first_order_slopes import Maker, balls, cells, pairs, smooth_network
+
+from lipctrl.certificates.checker import intervals as iv
+from lipctrl.certificates.checker import work as counting
+from lipctrl.certificates.checker.balls import evaluate_balls
+from lipctrl.certificates.checker.curved import Curved
+from lipctrl.certificates.checker.expansion import Errors, record, remainder, row_remainders
+from lipctrl.certificates.checker.graph import Graph, Node
+from lipctrl.certificates.checker.intervals import Interval
+from lipctrl.certificates.checker.verdict import Rejected
+from lipctrl.certificates.checker.verifiers import local_lipschitz as verifier
+from lipctrl.certificates.checker.verifiers.local_lipschitz import EXPANSION, Problem, prove_local, read_problem
+
+F = Fraction
+
+
+@pytest.fixture(autouse=True)
+def _quiet() -> Any:
+    with np.errstate(all="ignore"):
+        yield
+
+
+def spread_of(*radii: float) -> Any:
+    """Of the box |d_k| <= radii_k."""
+    return lambda size: np.tensordot(np.array(radii), size, 1) * (1 + 1e-14)
+
+
+def ones(count: int) -> Interval:
+    return iv.point(np.ones(count))
+
+
+# --- the numbers of an expansion, exactly -------------------------------------------------------------------------------------------
+
+
+def single(random: Any) -> Errors:
+    """One multiplication of one signal of one input; some of its numbers are 0."""
+    number = [float(random.uniform(0.5, 2) * random.choice([-1, 1]) * (random.random() < 0.8)) for _ in range(5)]
+    after, before, bend = (iv.point(np.full(shape, x)) for shape, x in zip(((1, 1), (1, 1), (1, 1, 1)), number[:3], strict=True))
+    return Errors(after, before, bend, np.full(1, abs(number[3])), np.full(1, abs(number[4])))
+
+
+@pytest.mark.parametrize("seed", range(80))
+def test_remainders_of_one_multiplication_in_exact_numbers(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    errors, radius, scale = single(random), float(random.uniform(0.5, 2)), random.uniform(0.5, 2, 2)
+    n, p, b, e, w = (
+        abs(F(float(np.ravel(x)[0]))) for x in (errors.after.low, errors.before.low, errors.bend.low, errors.doubt, errors.whole)
+    )
+    exact = n * F(float(scale[1])) * (e * p + w * b * F(radius)) / F(float(scale[0]))
+    scales = iv.point(scale[:1]), iv.point(scale[1:])
+    for found in (remainder(errors, *scales, spread_of(radius)), row_remainders(errors, *scales, spread_of(radius))[0]):
+        assert exact <= F(float(found)) <= exact * (1 + F(1, 10**10)) + F(2) ** -240
+
+
+def test_no_multiplications_leave_nothing() -> None:
+    nothing = record(Graph((Node("input", (), {"name": "x", "size": 2}),), {"u": 0}), cells([0, 0], [1, 1]))[1]
+    assert nothing is not None and len(nothing.doubt) == 0
+    assert remainder(nothing, ones(2), ones(2), spread_of(1.0, 1.0)) == 0
+    assert (row_remainders(nothing, ones(2), ones(2), spread_of(1.0, 1.0)) < 1e-100).all()
+
+
+def test_the_errors_of_a_chain_by_hand() -> None:
+    s = Sketch()
+    x = s.input("x", 1)
+    inner = s("tanh", s.affine(x, [[3]]))
+    graph = s.graph(u=s.affine(s("neg", s("tanh", s.affine(inner, [[2]]))), [[5], [7]]))
+    _, errors = record(graph, cells([0.29], [0.31]))
+    assert errors is not None and errors.after.low.shape == (2, 2)
+    first, second = np.tanh(0.9), np.tanh(2 * np.tanh(0.9))
+    outside, inside = (errors.after.take(k) for k in (0, 1))  # the last multiplication comes first
+    assert np.allclose(outside.low, [-5, -7]) and np.allclose(inside.low, np.array([-10, -14]) * (1 - second**2), atol=0.5)
+    assert (inside.low < np.array([-10, -14]) * (1 - second**2)).all() and (inside.high > np.array([-10, -14]) * (1 - second**2)).all()
+    assert np.allclose(errors.before.low[:, 0], [6 * (1 - first**2), 3], rtol=5e-2)
+    curve = -2 * first * (1 - first**2)
+    assert np.allclose(errors.bend.low[:, 0, 0], [2 * 9 * curve, 0], rtol=5e-2)
+    third = -2 * (1 - first**2) * (1 - 3 * first**2)
+    assert 0.2 < errors.doubt[1] / (abs(third) * 0.03**2 / 4) < 4  # half of the range of the third derivative's share
+    assert np.isclose(errors.whole[1], abs(curve) * 0.03 + errors.doubt[1], rtol=5e-2)
+
+
+def test_the_errors_of_products_sums_and_parts_by_hand() -> None:
+    s = Sketch()
+    x = s.input("x", 3)
+    a, b = s("select", x, indices=(2, 0)), s("select", x, indices=(1,))
+    product = s("mul", s("mul", a, s.constant(3, 4)), b)  # b is repeated
+    joined = s("concatenate", s("sub", s.constant(1), product), a)
+    graph = s.graph(u=s.affine(joined, [[1, 10, 100, 1000]]))
+    _, errors = record(graph, cells([1, 2, 4], [3, 6, 10]))
+    assert errors is not None and len(errors.doubt) == 4 and (errors.doubt < 1e-12).all()
+    assert np.allclose(errors.after.low, [[-1, -10, -1, -10]])
+    assert np.allclose(sorted(errors.whole), sorted([9, 4, 2, 2]))  # 3 x2, 4 x0 and x1 twice move by so much
+    assert np.allclose(errors.before.low, [[0, 1, 0]] * 2 + [[0, 0, 3], [4, 0, 0]])
+    twice = s.graph(u=s("add", s("mul", b, b), b))
+    _, errors = record(twice, cells([1, 2, 4], [3, 6, 10]))
+    assert errors is not None and np.allclose(errors.after.low, [[1, 1]]) and np.allclose(errors.before.low, [[0, 1, 0]] * 2)
+
+
+@pytest.mark.parametrize("op", ["add", "sub", "min", "max"])
+def test_derivatives_of_what_is_read_twice_add_up(op: str) -> None:
+    s = Sketch()
+    y = s("tanh", s.input("x", 1))
+    other = s("mul", y, s.constant(3))
+    _, errors = record(s.graph(u=s(op, other, y)), cells([0.2], [0.3]))
+    assert errors is not None
+    expected = {"add": 4, "sub": 2, "min": 1, "max": 3}[op]
+    last = errors.after.take(-1)
+    assert last.low[0] <= expected <= last.high[0] and last.high[0] - last.low[0] < 1e-9
+
+
+def test_a_graph_with_implicit_layers_is_not_expanded() -> None:
+    s = Sketch()
+    s.tensors.update(D=np.array([[0.25]]), metric=np.ones(1))
+    graph = s.graph(u=s("tanh", s("implicit", s.input("x", 1), weight="D", metric="metric", activation="tanh")))
+    assert record(graph, cells([0.1], [0.3]))[1] is None
+    assert not problem_of(graph, np.array([0.0]), 1.0)[0].curved
+
+
+# --- bounds and certificates ---------------------------------------------------------------------------------------------------------
+
+
+def problem_of(graph: Graph, centre: Any, radius: float, norm: str = "l2", **changes: Any) -> tuple[Problem, dict[str, Any]]:
+    domain = {"low": [str(F(float(v))) for v in centre - radius], "high": [str(F(float(v))) for v in centre + radius]}
+    claim = {"property": "local_lipschitz", "norm": norm, "input_scale": None, "output_scale": None, "bound": "1", "domain": domain}
+    claim.update(changes)
+    return read_problem(graph, claim)[0], claim
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+def test_expansions_approach_the_gain_at_a_point_and_are_above_it(norm: str) -> None:
+    graph, centre = smooth_network("tanh", (6, 48, 48, 3)), 0.3 * np.arange(6.0) - 1
+    order = 2 if norm == "l2" else np.inf
+    problem, _ = problem_of(graph, centre, 1e-9, norm)
+    found, _ = problem.slopes(*(end[None] for end in problem.domain.box()))
+    gain = np.linalg.norm(problem.matrices(found, 1).low[0], order)
+    excess = []
+    for radius in (1e-3, 1e-2):
+        problem, _ = problem_of(graph, centre, radius, norm)
+        box = problem.domain.box()
+        found, errors = record(problem.graph, cells(*box))
+        assert errors is not None and found.spread is not None
+        excess.append(remainder(errors, ones(6), ones(3), found.spread))
+        slopes, _ = problem.slopes(*(end[None] for end in box))
+        assert gain * (1 - 1e-7) <= problem.expanded(*box) < problem.gains(slopes, 1)[0] < 2 * gain
+    assert 60 < excess[1] / excess[0] < 140
+
+
+def test_a_ball_reaches_less_far_than_its_box() -> None:
+    graph, centre = smooth_network("tanh", (6, 32, 2)), 0.3 * np.arange(6.0) - 1
+    ball = {"centre": [str(F(float(v))) for v in centre], "radius": "1/100"}
+    box = problem_of(graph, centre, 0.01)[0]
+    inside = problem_of(graph, centre, 0.01, domain=ball)[0]
+    assert inside.expanded(*inside.domain.box()) < box.expanded(*box.domain.box())
+
+
+def test_scales_are_taken_into_account() -> None:
+    graph, centre = smooth_network("tanh", (3, 16, 2)), np.array([0.3, -0.2, 0.1])
+    for norm in ("l2", "linf"):
+        plain = problem_of(graph, centre, 0.01, norm)[0]
+        scaled = problem_of(graph, centre, 0.01, norm, input_scale=["2"] * 3, output_scale=["1/3"] * 2)[0]
+        assert scaled.expanded(*scaled.domain.box()) == pytest.approx(plain.expanded(*plain.domain.box()) / 6, rel=1e-9)
+
+
+# --- certificates -------------------------------------------------------------------------------------------------------------------
+
+TREE = {"method": "cells", "tree": [0], "proofs": [{"method": EXPANSION}]}
+
+
+def test_an_expansion_proves_its_bound_and_nothing_below() -> None:
+    graph, centre = smooth_network("tanh", (4, 24, 24, 2)), np.array([0.3, -0.2, 0.1, 0.0])
+    for norm in ("l2", "linf"):
+        problem, claim = problem_of(graph, centre, 0.02, norm)
+        bound = problem.expanded(*problem.domain.box())
+        assert bound < problem.gains(problem.slopes(*(end[None] for end in problem.domain.box()))[0], 1)[0]
+        assert prove_local(graph, {**claim, "bound": (bound * (1 + 1e-12)).hex()}, TREE) >= bound
+        with pytest.raises(Rejected, match="does not prove"):
+            prove_local(graph, {**claim, "bound": (bound * (1 - 1e-9)).hex()}, TREE)
+
+
+def test_what_an_expansion_is_refused_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph, centre = smooth_network("tanh", (2, 8, 2)), np.array([0.3, -0.2])
+    problem, claim = problem_of(graph, centre, 0.02, bound="1000")
+    assert prove_local(graph, claim, TREE) == 1000
+    with pytest.raises(Rejected, match="proof"):
+        prove_local(graph, claim, {**TREE, "proofs": [{"method": EXPANSION, "bend": []}]})
+    cut = {**TREE, "tree": [[2, 0, "0x0.0p+0"], {"ranges": [[]], "proof": 0}, None]}
+    with pytest.raises(Rejected, match="whole boxes"):
+        prove_local(graph, claim, cut)
+    straight = smooth_network("relu", (2, 8, 2))
+    with pytest.raises(Rejected, match="smooth networks"):
+        prove_local(straight, claim, TREE)
+    monkeypatch.setattr(verifier, "MAX_PRODUCTS", problem.expansion_products())
+    assert prove_local(graph, claim, TREE) == 1000
+    monkeypatch.setattr(verifier, "MAX_PRODUCTS", problem.expansion_products() - 1)
+    with pytest.raises(Rejected, match="more work"):
+        prove_local(graph, claim, TREE)
+
+
+def test_an_expansion_without_numbers_proves_nothing() -> None:
+    nodes = (Node("input", (), {"name": "x", "size": 1}), Node("exp", (0,)), Node("exp", (1,)))
+    graph = Graph(nodes, {"u": 2})
+    _, claim = problem_of(graph, np.array([0.0]), 10.0, bound=(1e300).hex())
+    with pytest.raises(Rejected):
+        prove_local(graph, claim, TREE)
+
+
+def test_many_inputs_are_not_expanded(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph, centre = smooth_network("tanh", (3, 4, 1)), np.zeros(3)
+    assert problem_of(graph, centre, 1.0)[0].curved
+    monkeypatch.setattr(verifier, "MAX_CURVED_INPUTS", 2)
+    assert not problem_of(graph, centre, 1.0)[0].curved
+    monkeypatch.setattr(verifier, "MAX_CURVED_INPUTS", 3)
+    work = problem_of(graph, centre, 1.0)[0].work().cell
+    for limit, curved in ((work, True), (work - 1, False)):
+        monkeypatch.setattr(verifier, "MAX_CURVED_WORK", limit)
+        assert problem_of(graph, centre, 1.0)[0].curved is curved
+    monkeypatch.setattr(counting, "MAX_FLOATS", problem_of(graph, centre, 1.0)[0].work().floats)
+    assert not problem_of(graph, centre, 1.0)[0].curved
+    assert not problem_of(smooth_network("relu", (2, 4, 1)), np.zeros(2), 1.0)[0].curved
+
+
+@pytest.mark.parametrize(("norm", "careful"), [("linf", 0), ("l2", 30_000)])
+def test_the_work_on_a_leaf_to_first_order(norm: str, careful: int) -> None:
+    """The enclosure three times over in 2 k + 8 and k (k + 2) coordinates, the matrices, their bases and products with those."""
+    graph = smooth_network("tanh", (3, 4, 2))
+    cell, batch, kept = counting.work_of_graph(graph, 14 + 15)
+    work = problem_of(graph, np.zeros(3), 1.0, norm)[0].work()
+    assert work == counting.Work(3 * cell + 120 + careful + 2000 + 15 * 2 * 41, 4 * batch, 2 * kept + 27 * 6 + 16)
+
+
+def test_interval_slopes_and_first_order_agree_where_both_are_asked() -> None:
+    graph, centre = smooth_network("gelu", (3, 12, 12, 2)), np.array([0.3, -0.2, 0.1])
+    problem, _ = problem_of(graph, centre, 0.1)
+    box = tuple(end[None] for end in problem.domain.box())
+    plain = dataclasses.replace(problem, curved=False)
+    assert problem.gains(problem.slopes(*box)[0], 1)[0] < 0.8 * plain.gains(plain.slopes(*box)[0], 1)[0]
+    assert plain.family(plain.slopes(*box)[0], 1) is None
+
+
+# --- pairs of points ---------------------------------------------------------------------------------------------------------------------
+
+
+@given(st.integers(0, 10**6), st.integers(1, 3), st.integers(1, 7), st.sampled_from([1e-3, 0.03, 0.3, 2.0]))
+@settings(max_examples=60)
+def test_all_that_the_affine_part_leaves_is_within_the_remainder(seed: int, inputs: int, steps: int, radius: float) -> None:
+    maker = Maker(seed)
+    graph, random = maker.graph(inputs, steps), np.random.default_rng(seed)
+    centre = random.standard_normal(inputs)
+    low, high = centre - radius * (0.1 + random.random(inputs)), centre + radius * random.random(inputs)
+    found, errors = record(graph, cells(low, high))
+    if found.output.slope is None:
+        return
+    assert isinstance(found.output, Curved) and found.output.model is not None and errors is not None and found.spread is not None
+    scale_in, scale_out = random.uniform(0.5, 2, inputs), random.uniform(0.5, 2, 2)
+    rest = remainder(errors, iv.point(scale_in), iv.point(scale_out), found.spread)
+    rows = row_remainders(errors, iv.point(scale_in), iv.point(scale_out), found.spread)
+    model = found.output.model
+    bend = np.zeros((inputs, inputs, 2)) if model.bend is None else 0.5 * (model.bend.low + model.bend.high)[:, :, 0]
+    linear = 0.5 * (model.linear.low + model.linear.high)[:, 0]
+    for x, y in pairs(random, low, high, 12):
+        values = [evaluate_balls(graph, {"x": balls(p)}, 200)["u"] for p in (x, y)]
+        if not all(v.is_finite() for value in values for v in value):
+            continue
+        moved = np.array([float(a - b) for a, b in zip(*values, strict=True)])
+        d = (x + y) / 2 - (low + high) / 2
+        left = scale_out * (moved - np.einsum("ij,i->j", linear + np.einsum("kij,k->ij", bend, d), x - y))
+        noise = 1e-12 * (1 + np.abs(linear).sum() + np.abs(moved).max())
+        assert not np.linalg.norm(left) > rest * np.linalg.norm(scale_in * (x - y)) + noise
+        assert not (np.abs(left) > rows * np.abs(scale_in * (x - y)).max() + noise).any()
