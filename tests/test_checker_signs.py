@@ -17,7 +17,7 @@ from strategies import graphs
 from lipctrl.certificates.checker.balls import PRECISION, ball, evaluate_balls
 from lipctrl.certificates.checker.graph import Graph
 from lipctrl.certificates.checker.intervals import Interval
-from lipctrl.certificates.checker.local_slopes import Cells
+from lipctrl.certificates.checker.local_slopes import Cells, entering
 from lipctrl.certificates.checker.signs import Moves, Notes, signs, signs_everywhere, signs_on_cells
 from lipctrl.certificates.checker.sorts import with_comparators
 from lipctrl.certificates.checker.verdict import Rejected
@@ -277,6 +277,18 @@ def test_slopes_that_cancel_are_exactly_zero():
     assert on(lambda s, x: s("sub", s("leaky_relu", x, slope=F(1, 3)), x), (0, 1)) == ["0"]
     assert on(lambda s, x: s("sub", s("abs", x), s("mul", x, s.constant(F(1, 3)))), (0, 1)) == ["+"]
     assert on(step, (-1, 2)) == ["?"], "[0, 1] - [0, 1]: the units are taken as independent"
+
+
+def test_products_that_are_rounded_are_rounded_outwards():
+    """Two leaky units: the least slope is the square of a float, which is none; the greatest is 1, exactly."""
+    box, rounded_up = Cells(np.array([[-1.0]]), np.array([[1.0]]), np.arange(1)), 0
+    for a in (0.3, 0.55, 0.7, 0.9, 1.1):
+        graph = made(1, lambda s, x: s("leaky_relu", s("leaky_relu", x, slope=F(a)), slope=F(a)))  # noqa: B023
+        found = Notes(box).run(graph, entering(box), ()).slope
+        low, high = F(float(found.low[0, 0, 0])), F(float(found.high[0, 0, 0]))
+        assert low <= min(F(a) ** 2, 1) and high >= max(F(a) ** 2, 1)
+        rounded_up += F(a * a) > F(a) ** 2
+    assert rounded_up > 1
 
 
 def test_slopes_to_first_order_tell_more():
