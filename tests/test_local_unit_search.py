@@ -15,6 +15,7 @@ from test_local_lipschitz import STEP_UP, ZERO, claim_of, network, texts
 from lipctrl.certificates.checker.graph import Graph, Node
 from lipctrl.certificates.checker.verifiers.local_lipschitz import prove_local, read_problem
 from lipctrl.certificates.lipschitz import Budget, certify_local_lipschitz
+from lipctrl.certificates.lipschitz import unit_search as module
 from lipctrl.certificates.lipschitz.box_programs import ball_multipliers, multipliers
 from lipctrl.certificates.lipschitz.sensitivity import Sensitivities
 from lipctrl.certificates.lipschitz.turns import Turns, expected
@@ -32,14 +33,12 @@ def small(seed, activation, inputs=3, width=4, outputs=2):
     return network((w[0], b[0]), activation, (w[1], b[1]), activation, (w[2], None), size=inputs), w, b
 
 
-def searched(graph, domain, norm="l2", steps=200):
+def searched(graph, domain, norm="l2", cells=2000):
     (size,) = graph.input_sizes.values()
     claim = {**claim_of([0] * size, [1] * size, 1.0, norm), "domain": domain}
     problem, _ = read_problem(graph, claim)
     search = UnitSearch(problem)
-    for _ in range(steps):
-        if search.exhausted:
-            break
+    while not search.exhausted and search.cells < cells:
         search.step(0.0, 10.0)
     return search, claim
 
@@ -143,7 +142,7 @@ def test_no_pair_is_steeper_than_the_bound(seed, activation, radius):
     graph, _, _ = small(seed, activation)
     generator = np.random.default_rng(seed)
     centre = generator.standard_normal(3)
-    search, claim = searched(graph, {"low": texts(centre - radius), "high": texts(centre + radius)}, steps=2)
+    search, claim = searched(graph, {"low": texts(centre - radius), "high": texts(centre + radius)}, cells=5)
     bound = proved(graph, search, claim)
     x = generator.uniform(centre - radius, centre + radius, (400, 3))
     y = np.clip(
@@ -166,7 +165,7 @@ def test_inner_networks_and_signals_of_both_kinds():
         Node("add", (3, 4)),
     )
     graph = Graph(nodes, {"u": 5}, {**inner.tensors, "o": np.zeros(2)})
-    search, claim = searched(graph, {"low": ["-1", "-1"], "high": ["1", "1"]}, steps=6)
+    search, claim = searched(graph, {"low": ["-1", "-1"], "high": ["1", "1"]}, cells=40)
     tree, _ = search.tree(search.upper)
     places = [entry[0] for entry in tree if isinstance(entry, list) and len(entry) == 3]
     bound = proved(graph, search, claim)
@@ -195,7 +194,7 @@ def test_smooth_and_other_graphs_are_left_to_others():
 
 def test_points_that_are_handed_on_lie_in_their_leaves():
     graph, _, _ = small(0, "relu")
-    search, _ = searched(graph, {"low": ["-1/2"] * 3, "high": ["1/2"] * 3}, steps=3)
+    search, _ = searched(graph, {"low": ["-1/2"] * 3, "high": ["1/2"] * 3}, cells=15)
     points = search.worst(8)
     assert points.shape[1] == 3 and (np.abs(points) <= 0.5).all()
     run = compile_numpy(Graph(graph.nodes[:2], {"v": 1}, graph.tensors))
@@ -203,6 +202,16 @@ def test_points_that_are_handed_on_lie_in_their_leaves():
         for half in leaf.half_lines:
             if half.place == 2 and leaf.margins is not None:
                 assert (run(x=point[None])["v"][0, half.index] - half.threshold) * (1 if half.above else -1) > -1e-9
+
+
+def test_trees_fit_into_a_file(monkeypatch):
+    """Splitting ends before the ranges of the leaves are more than a certificate holds."""
+    monkeypatch.setattr(module, "MAX_NUMBERS", 100)
+    graph, _, _ = small(0, "relu")
+    search, claim = searched(graph, {"low": ["-2"] * 3, "high": ["2"] * 3})
+    leaves = [entry[-1] for entry in search._heap]
+    assert search.exhausted and 100 < search._numbers == sum(leaf.numbers for leaf in leaves) < 1000
+    proved(graph, search, claim)
 
 
 # --- tools ------------------------------------------------------------------------------------------------------------------

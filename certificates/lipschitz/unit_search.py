@@ -35,6 +35,8 @@ from lipctrl.certificates.lipschitz.sensitivity import Sensitivities
 
 KINKED = ("relu", "abs", "leaky_relu", "clip", "min", "max")
 PASSES = 2
+MAX_NUMBERS = 1_000_000  #: in the ranges of all leaves: what a certificate can hold
+MAX_POINTS = 16  #: inside leaves, that are sought at once
 WORTH = 1e-3  #: of the width of a range, that an end of it must move to be filed
 ROUNDING = 1e-9  #: relative width of slopes that are a single number but for rounding
 ALSO = 0.2  #: weight of what a unit may add to any gain, beside what it may add in the worst direction
@@ -57,6 +59,11 @@ class Leaf:
     proof: dict[str, Any] | None = None
     thorough: bool = False
     children: tuple[Leaf, Leaf] | None = None
+
+    @property
+    def numbers(self) -> int:
+        """How many numbers its ranges take in a file, about."""
+        return sum(ends.factors.size + 4 * len(ends.index) for found in self.passes for ends in found.values())
 
 
 class Narrowing(HalvedAlgebra):
@@ -155,6 +162,7 @@ class UnitSearch:
         self.cells = self.proofs = 0
         self.seconds = 0.0
         self.exhausted = False
+        self._numbers = 0
         self._counter = itertools.count()
         self._heap: list[tuple[float, float, int, Leaf]] = []
         self.root = Leaf(*problem.domain.box(), (), math.inf)
@@ -175,8 +183,9 @@ class UnitSearch:
         return search if math.isfinite(search.upper) and not isinstance(search.root.split, int) else None
 
     def worst(self, count: int) -> Array:
-        """Points well inside the leaves with the greatest bounds, (count, n)."""
-        return np.array([_point_inside(leaf, self.problem.domain.free) for _, _, _, leaf in heapq.nsmallest(count, self._heap)])
+        """Points well inside the leaves with the greatest bounds, (count, n), or fewer."""
+        leaves = [entry[-1] for entry in heapq.nsmallest(min(count, MAX_POINTS), self._heap)]
+        return np.array([_point_inside(leaf, self.problem.domain.free) for leaf in leaves])
 
     def step(self, enough: float, seconds: float) -> None:
         """One slice of work, with ``seconds`` left."""
@@ -187,7 +196,7 @@ class UnitSearch:
                 leaf.thorough = True
                 self._multiplied(leaf, 0.25 * seconds)
                 self._push(leaf)
-            elif leaf.split is None:
+            elif leaf.split is None or self._numbers > MAX_NUMBERS:
                 self._push(leaf)
                 self.exhausted = True
             else:
@@ -209,6 +218,7 @@ class UnitSearch:
         for part in parts:
             self._judge(part)
             self._push(part)
+        self._numbers += parts[0].numbers + parts[1].numbers - leaf.numbers
 
     def _judge(self, leaf: Leaf) -> None:
         """Bound a new leaf, and say how it is best split."""
