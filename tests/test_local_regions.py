@@ -1,6 +1,8 @@
 """Affine pieces and the search over them: pieces are the graph, the steepest is found where all can be listed, pairs stay in the domain."""
 
 import itertools
+import random
+import time
 from fractions import Fraction
 from types import SimpleNamespace
 
@@ -9,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linprog
-from test_local_lipschitz import network
+from test_local_lipschitz import network, random_network
 
 from lipctrl.certificates.checker.domain import Domain
 from lipctrl.certificates.checker.graph import Graph, Node
@@ -322,3 +324,21 @@ def test_few_flips_are_judged_where_there_are_many(monkeypatch):
     monkeypatch.undo()
     all_ = WitnessSearch(graph, box(np.zeros(3), 1), "l2", ONES, ONES[:2], 0)
     assert few.search().value == pytest.approx(all_.search().value, rel=0.05)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_pairs_have_the_gain_of_their_piece(seed):
+    """On domains of all sizes: differences in floats, which are noisy on small ones, never stand in the way of an exact pair."""
+    rng, generator = random.Random(seed), np.random.default_rng(seed)
+    graph = random_network(
+        rng, generator, ["relu", "maxmin", "abs", "leaky_relu", "clip"], rng.randint(1, 4), 10.0 ** rng.choice([-6, 0, 6])
+    )
+    ((size,), (outputs,)) = graph.input_sizes.values(), graph.output_sizes.values()
+    norm, ball = rng.choice([("l2", False), ("l2", True), ("linf", False)])
+    domain = box(generator.standard_normal(size), 10.0 ** rng.uniform(-7, 0.5), ball)
+    scales = (F(1),) * size, (F(rng.choice([1, 2])),) * outputs
+    domain = Domain(domain.low, domain.high, domain.centre, domain.radius, scales[0]) if ball else domain
+    search = WitnessSearch(graph, domain, norm, *scales, seed)
+    lower = search.search(time.monotonic() + 0.2)
+    assert lower.value == pytest.approx(search.flips.best.gain, rel=1e-9)
+    assert contains(domain, lower.x) and contains(domain, lower.y)

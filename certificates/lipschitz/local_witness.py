@@ -80,17 +80,18 @@ class WitnessSearch:
     def _improve(self, points: Array, deadline: float) -> None:
         slopes, _ = self.gain.steepest(points)
         points = points[np.argsort(-slopes)[:STARTS]]
-        found = []
         if self.flips is None:
             climbed = [self.gain.climbed(point) for point in points[:CLIMBED]]
             starts = (*climbed, *points[CLIMBED:], *self._drawn(STARTS // 2))
             points = np.vstack([points[:1], *(self.gain.ascended(point, deadline) for point in starts)])
         else:
             self.flips.climb((points - self.gain.middle) / self.gain.half, deadline)
-            found += self._searched(self.flips, deadline)
+            self._evaluate(found := self._searched(self.flips, deadline))
+            if found and self.best is not None and self.best.value >= found[0][0] * (1 - 1e-6):
+                return  # differences in floats, which are noisier, would add nothing
         slopes, directions = self.gain.steepest(points)
         steepest = int(slopes.argmax())
-        self._evaluate(found + self._pairs(points[steepest], directions[steepest]))
+        self._evaluate(self._pairs(points[steepest], directions[steepest]))
 
     def _searched(self, flips: FlipSearch, deadline: float) -> list[tuple[float, Pair]]:
         """Search on near the best piece, and pairs of points in what is the best one then."""
