@@ -203,6 +203,8 @@ def test_what_comes_after_the_output_does_not_count():
         ("power", {"exponent": 0}, -1, 1, "0"),
         ("power", {"exponent": 2}, 0, 1, "+"),
         ("power", {"exponent": 2}, -1, 0, "-"),
+        ("power", {"exponent": 2}, 1, 2, "+"),
+        ("power", {"exponent": 2}, -2, -1, "-"),
         ("power", {"exponent": 2}, -1e-300, 1, "?"),
         ("power", {"exponent": 4}, 0, 1e-200, "+"),
         ("power", {"exponent": 3}, -1, 1, "+"),
