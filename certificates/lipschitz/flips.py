@@ -82,7 +82,7 @@ class FlipSearch:
         gains = self._gains(here.piece, units)
         steeper = gains > here.gain * STEEPER
         met = self._met(here, units, steeper)
-        reached: Array = np.isfinite(met).all(axis=1)
+        reached = np.asarray(np.isfinite(met).all(axis=1))
         share = (self._gained + MAX_PROGRAMS) / (self._sought + MAX_PROGRAMS)
         for turn, limit in ((steeper & reached, None), (steeper & ~reached, math.ceil(MAX_PROGRAMS * share)), (~steeper & reached, None)):
             for i in np.flatnonzero(turn)[np.argsort(-gains[turn])][:limit]:
