@@ -132,6 +132,12 @@ def test_affine_maps_have_the_signs_of_their_weights():
     assert everywhere(3, lambda s, x: s.affine(s.affine(x, weight), [[1, 1, 1], [1, 1, 0], [0, 0, -1]])) == ["+?-", "+-0", "--+"]
 
 
+def test_everywhere_is_one_cell_for_every_input():
+    for build in (op("relu"), lambda s, x: s.constant(1, 2)):
+        moves = signs_everywhere(made(2, build))
+        assert moves.up.shape == moves.down.shape == (2, 1, 2)
+
+
 def test_wide_affine_maps_count_every_coordinate():
     weight = np.zeros((2, 4000))
     weight[0, 3999], weight[1, [0, 3999]] = 1, [1, -1]
