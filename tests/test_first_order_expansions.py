@@ -17,7 +17,7 @@ from lipctrl.certificates.checker import intervals as iv
 from lipctrl.certificates.checker import work as counting
 from lipctrl.certificates.checker.balls import evaluate_balls
 from lipctrl.certificates.checker.curved import Curved
-from lipctrl.certificates.checker.expansion import Errors, record, remainder, row_remainders
+from lipctrl.certificates.checker.expansion import Errors, Recorder, record, remainder, row_remainders
 from lipctrl.certificates.checker.graph import Graph, Node
 from lipctrl.certificates.checker.intervals import Interval
 from lipctrl.certificates.checker.verdict import Rejected
@@ -88,7 +88,28 @@ def test_the_errors_of_a_chain_by_hand() -> None:
     assert np.allclose(errors.bend.low[:, 0, 0], [2 * 9 * curve, 0], rtol=5e-2)
     third = -2 * (1 - first**2) * (1 - 3 * first**2)
     assert 0.2 < errors.doubt[1] / (abs(third) * 0.03**2 / 4) < 4  # half of the range of the third derivative's share
+    assert np.allclose(inside.high - inside.low, 2 * 2 * np.array([5, 7]) * errors.whole[0], rtol=1e-9)
     assert np.isclose(errors.whole[1], abs(curve) * 0.03 + errors.doubt[1], rtol=5e-2)
+
+
+def test_multipliers_are_all_that_they_may_be() -> None:
+    tiny = 2.0**-60
+    for low, high, certain, doubt in (
+        (1.0, 2.0, 0.25, 0.125),
+        (-3.0, 2.0, 0.0, 0.5),
+        (1.0, 1.0, tiny, 1.0),
+        (1.0, 1.0, 0.0, tiny),
+        (-1.0, -1.0, tiny, 0.0),
+    ):
+        recorder = Recorder(cells([-1], [1]))
+        x = recorder.entering()
+        assert isinstance(x, Curved) and x.model is not None
+        ends = (np.full((1, 1), end) for end in (low, high))
+        recorder._gained(x.model, Interval(*ends), np.full((1, 1), certain), np.full((1, 1), doubt))
+        back = recorder._gains[0].back(iv.point(np.ones((1, 1))))
+        least, most = F(low) - F(certain) - F(doubt), F(high) + F(certain) + F(doubt)
+        assert F(float(back.low[0, 0])) <= least <= F(float(back.low[0, 0])) + F(1, 10**14)
+        assert F(float(back.high[0, 0])) >= most >= F(float(back.high[0, 0])) - F(1, 10**14)
 
 
 def test_the_errors_of_products_sums_and_parts_by_hand() -> None:
