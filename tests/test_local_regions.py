@@ -166,7 +166,7 @@ def test_thin_domains(radius):
 
 
 def test_equal_seeds_give_equal_pairs():
-    graph = small("relu", 7, inputs=3, width=16)
+    graph = small("relu", 7, inputs=3, width=8)
     found = [WitnessSearch(graph, box(np.zeros(3), 1), "l2", ONES, ONES[:2], seed).search() for seed in (3, 3)]
     assert found[0] == found[1]
 
@@ -318,7 +318,7 @@ def test_huge_graphs_are_not_searched_by_pieces():
 def test_few_flips_are_judged_where_there_are_many(monkeypatch):
     """The most promising by their first-order effect: the search still ends on a summit, and on the greatest here."""
     monkeypatch.setattr("lipctrl.certificates.lipschitz.flips.MAX_ENTRIES", 1)
-    graph = small("relu", 7, inputs=3, width=16)
+    graph = small("relu", 7, inputs=3, width=8)
     few = WitnessSearch(graph, box(np.zeros(3), 1), "l2", ONES, ONES[:2], 0)
     assert few.flips._flips == 8
     monkeypatch.undo()

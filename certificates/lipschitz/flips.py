@@ -52,15 +52,18 @@ class FlipSearch:
         self._seen: set[bytes] = set()
         self._sought, self._gained = 0, 0  # pieces that no ray has met, and those of them that are there
 
-    def climb(self, points: Array, deadline: float) -> None:
-        """Search from each of the points (B, k), until the time (of ``time.monotonic``) is over."""
+    def climb(self, points: Array, deadline: float) -> int:
+        """Search from each of the points (B, k), until the time (of ``time.monotonic``) is over. How many were in new pieces."""
+        fresh = 0
         with np.errstate(all="ignore"):  # what is not finite is no piece
             for point in points:
                 if time.monotonic() >= deadline:
                     break
                 piece = self.function.at(point)
                 if self._is_new(piece.sides):
+                    fresh += 1
                     self._climb(self._entered(piece, point, np.zeros_like(point)), deadline)
+        return fresh
 
     def scaled(self, piece: Piece) -> Array:
         """The matrix (m, k) whose norm is the gain."""

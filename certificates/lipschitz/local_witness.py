@@ -28,7 +28,7 @@ LENGTHS = (1.0, 2.0**-4, 2.0**-8)  #: of the final pairs, relative to what fits
 RANDOM = 0.3  #: of the time, at most, for that part
 ROUNDS = 12
 STARTS = 8  #: points from which a search goes on
-RESTARTS = 24  #: from points near the best one
+RESTARTS, ATTEMPTS = 32, 400  #: from points near the best one or far from it, in pieces that are new; points drawn for that
 CLIMBED = 3  #: of these whose coordinates are moved one by one first
 EVALUATED = 4  #: pairs that are evaluated rigorously at most: the steepest in floats
 
@@ -95,12 +95,13 @@ class WitnessSearch:
 
     def _searched(self, flips: FlipSearch, deadline: float) -> list[tuple[float, Pair]]:
         """Search on near the best piece, and pairs of points in what is the best one then."""
-        for _ in range(RESTARTS):
-            if flips.best is None or time.monotonic() >= deadline:
+        fresh = 0
+        for _ in range(ATTEMPTS):
+            if flips.best is None or fresh == RESTARTS or time.monotonic() >= deadline:
                 break
-            share = float(self.random.choice([0.1, 0.3, 0.6]))
+            share = float(self.random.choice([0.1, 0.3, 0.6, 1.0]))
             near = self._mutated((self.gain.middle + self.gain.half * flips.best.centre)[None], share)
-            flips.climb((near - self.gain.middle) / self.gain.half, deadline)
+            fresh += flips.climb((near - self.gain.middle) / self.gain.half, deadline)
         if flips.best is None:
             return []
         _, direction = steepest_direction(flips.scaled(flips.best.piece), self.norm)
