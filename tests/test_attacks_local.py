@@ -16,10 +16,11 @@ from lipctrl.certificates.checker.expansion import record, remainder, row_remain
 from lipctrl.certificates.checker.graph import Graph, Node
 from lipctrl.certificates.checker.intervals import Interval
 from lipctrl.certificates.checker.local_slopes import COORDINATE_WISE
-from lipctrl.certificates.checker.unit_splits import read_passes
+from lipctrl.certificates.checker.unit_splits import Margins, NoPoint, read_passes
 from lipctrl.certificates.checker.verdict import Rejected
 from lipctrl.certificates.checker.verifiers.local_lipschitz import prove_local, read_problem
 from lipctrl.certificates.lipschitz import Budget, certify_local_lipschitz
+from lipctrl.certificates.lipschitz.unit_search import Narrowing
 
 F = Fraction
 
@@ -320,6 +321,67 @@ def test_every_enclosure_holds_the_increments_of_random_graphs(seed, smooth):
     assert math.isfinite(gain)
 
 
+def after_tanh(op):
+    """tanh(3 x1 + x2), alone a signal of length 1, then an operation, then the sum of all that this gives."""
+    inner = Graph((Node("input", (), {"name": "x", "size": 1}), Node("neg", (0,))), {"z": 1}, {"o": np.zeros(1)}, 1)
+    nodes = [
+        Node("input", (), {"name": "x", "size": 2}),
+        Node("affine", (0,), {"weight": "w", "bias": None}),
+        Node("tanh", (1,)),
+        Node("constant", (), {"values": (F(1), F(2), F(3))}),
+        *{
+            "neg": [Node("neg", (2,))],
+            "select": [Node("select", (2,), {"indices": (0, 0, 0)})],
+            "concatenate": [Node("concatenate", (2, 0, 2))],
+            "add": [Node("add", (2, 3))],
+            "add itself": [Node("add", (2, 2))],
+            "sub": [Node("sub", (3, 2))],
+            "mul": [Node("mul", (3, 2))],
+            "recentre": [Node("recentre", (2,), {"graph": inner, "point": (F(1),), "offset": "o"})],
+            "max": [Node("neg", (3,)), Node("max", (4, 2))],
+            "min": [Node("min", (2, 3))],
+            "power": [Node("power", (2,), {"exponent": 1})],
+            "div": [Node("div", (2, 3))],
+            "clip": [Node("clip", (2,), {"low": (F(-9),), "high": (F(9),)})],
+            "leaky_relu": [Node("leaky_relu", (2,), {"slope": F(1)})],
+            "mul signals": [Node("concatenate", (0, 2)), Node("mul", (4, 2))],
+            "div signals": [Node("exp", (2,)), Node("div", (3, 4))],
+        }[op],
+    ]
+    tensors = {"w": np.array([[3.0, 1.0]]), "o": np.zeros(1)}
+    rows = Graph(tuple(nodes), {"u": len(nodes) - 1}, tensors).sizes[-1]
+    tensors["sum"] = np.ones((1, rows))
+    return Graph((*nodes, Node("affine", (len(nodes) - 1,), {"weight": "sum", "bias": None})), {"u": len(nodes)}, tensors)
+
+
+AFTER = [
+    *"neg select concatenate add sub mul recentre max min power div clip leaky_relu".split(),
+    "add itself",
+    "mul signals",
+    "div signals",
+]
+
+
+@pytest.mark.parametrize("op", AFTER)
+def test_the_expansion_forgets_no_operation(op):
+    """Where an operation were not recorded, all errors before it would be lost; here they are great."""
+    graph, claim = after_tanh(op), {**random_problem(0, True)[1], "domain": {"low": ["-1", "-1/2"], "high": ["1", "3/4"]}}
+    problem, _ = read_problem(graph, {**claim, "norm": "l2", "input_scale": None, "output_scale": None})
+    low, high = problem.domain.box()
+    cells, _ = problem.domain.cells(low[None], high[None])
+    found, errors = record(problem.graph, cells, problem.remembered)
+    family, scales, most = problem.family(found, 1), problem._scales(), 0.0
+    for pair in pairs_of(problem, graph, np.random.default_rng(1), 40):
+        left = [a - b for a, b in zip(pair.rise, first_order(family, pair, 0.5 * low + 0.5 * high, False), strict=True)]
+        for kind, bound in (
+            ("l2", remainder(errors, *scales, family.spread)),
+            ("linf", float(row_remainders(errors, *scales, family.spread)[0])),
+        ):
+            assert not norm_of(left, kind) > ball(bound) * norm_of(pair.run, kind)
+            most = max(most, float((norm_of(left, kind) / norm_of(pair.run, kind)).mid()) / bound)
+    assert most > 0.15  # the bounds are within reach, so that a lost part would show
+
+
 # --- leaves that are cut by units ---------------------------------------------------------------------------------------------
 
 
@@ -367,7 +429,21 @@ def is_in(half_lines, entered):
     return True
 
 
-@pytest.mark.parametrize("seed", range(16))
+def sought(problem, leaf):
+    """Two passes with the factors that linear programs find."""
+    margins, passes = Margins.unknown(len(leaf.half_lines), len(problem.domain.free)), []
+    for _ in range(2):
+        try:
+            algebra = Narrowing(problem, leaf, margins)
+            passes.append(algebra.ends)
+            algebra.whole(problem.graph)
+        except NoPoint:
+            break
+        margins = algebra.margins
+    return passes or [{}]
+
+
+@pytest.mark.parametrize("seed", range(24))
 def test_what_is_believed_about_leaves_holds_for_their_points(seed):
     graph, claim, generator = random_problem(seed, False, 6)
     problem, _ = read_problem(graph, claim)
@@ -378,10 +454,11 @@ def test_what_is_believed_about_leaves_holds_for_their_points(seed):
         entered = {}
         known.append((x, entered, evaluated(problem.graph, [ball(v) for v in x], entered)))
     for _ in range(3):
-        half_lines, passes = random_leaf(problem, known, generator)
+        half_lines, ranges = random_leaf(problem, known, generator)
+        leaf = Leaf(*problem.domain.box(), None, half_lines)
         try:
-            read = read_passes(passes, problem.graph, len(half_lines))
-            found = problem.slopes_in_leaf(Leaf(*problem.domain.box(), None, half_lines), read)
+            passes = read_passes(ranges, problem.graph, len(half_lines)) if seed % 2 else sought(problem, leaf)
+            found = problem.slopes_in_leaf(leaf, passes)
         except Rejected as error:
             assert "not finite" in str(error)
             continue
@@ -469,6 +546,7 @@ def test_no_edit_of_the_evidence_proves_less_than_a_pair_shows(activations):
     first, second, third = (np.round(8 * generator.standard_normal(shape)) / 8 for shape in ((4, 2), (4, 4), (2, 4)))
     graph = network((first, [0.25, 0, -0.5, 0]), activations[0], (second, None), activations[1], (third, None), size=2)
     certificate = certify_local_lipschitz(graph, low=[-1, -1], high=[1, 0.5], budget=Budget(0.8, 500, 1e-3))
+    assert certificate.lower.value <= certificate.upper.value
     claim = {**certificate.upper.claim, "bound": (certificate.lower.value * (1 - 1e-6)).hex()}
     evidence = {**certificate.upper.evidence, "proofs": [*certificate.upper.evidence["proofs"], {"method": "expansion"}]}
     for _ in range(60):
