@@ -287,6 +287,17 @@ def test_slopes_that_cancel_are_exactly_zero():
     assert on(step, (-1, 2)) == ["?"], "[0, 1] - [0, 1]: the units are taken as independent"
 
 
+def test_open_units_keep_both_ends_of_a_slope():
+    """3 x - relu(x) has slopes in [2, 3], behind an open unit too: 5 x / 2 may be more or less."""
+
+    def build(s: Sketch, x: int) -> int:
+        bent = s("sub", s("mul", x, s.constant(3)), s("relu", x))
+        return s("sub", s("relu", s("add", bent, s.constant(10))), s("mul", x, s.constant(F(5, 2))))
+
+    assert on(build, (-1, 1)) == ["?"]
+    assert on(build, (-1, -0.5)) == ["+"] and on(build, (0.5, 1)) == ["-"]
+
+
 def test_products_that_are_rounded_are_rounded_outwards():
     """Two leaky units: the least slope is the square of a float, which is none; the greatest is 1, exactly."""
     box, rounded_up = Cells(np.array([[-1.0]]), np.array([[1.0]]), np.arange(1)), 0
