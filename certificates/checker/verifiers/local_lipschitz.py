@@ -227,9 +227,8 @@ def prove_local(graph: Graph, claim: Mapping[str, Any], evidence: Mapping[str, A
         if not work.cells_at_once or work.total(len(leaves)) > MAX_WORK:
             raise Rejected(f"{len(leaves)} leaves of this network are more work than the checker does")
         if len(problem.domain.free):
-            plain = [leaf.entry is None and not leaf.half_lines for leaf in leaves]
-            _prove_plain(problem, bound, [leaf for leaf, alone in zip(leaves, plain, strict=True) if alone])
-            _prove_others(problem, bound, [leaf for leaf, alone in zip(leaves, plain, strict=True) if not alone], table["proofs"])
+            _prove_plain(problem, bound, [leaf for leaf in leaves if leaf.entry is None and not leaf.half_lines])
+            _prove_others(problem, bound, [leaf for leaf in leaves if leaf.entry is not None or leaf.half_lines], table["proofs"])
     except (UnsafeArithmetic, OutOfRange) as error:
         raise Rejected(str(error)) from error
     return bound
