@@ -460,7 +460,7 @@ def test_enclosures_say_nothing_where_nothing_is_known() -> None:
 
 def test_approximations_that_are_far_off_still_prove(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing rests on the solver: only the width does."""
-    made = graph_of([[0.5, 0.2], [-0.3, 0.1]], "tanh")
+    made = graph_of([[0.5, 2.0], [-0.03, 0.1]], "tanh", [0.01, 1.0])
     layer = ImplicitLayer(made.tensors["D"], made.tensors["m"], "tanh")
     v = np.array([[0.7, -0.2]])
     good = layer.enclose(iv.point(v), *SCALARS["tanh"])

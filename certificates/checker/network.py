@@ -1,9 +1,9 @@
 """The network form: what a Lipschitz proof needs to know about a Graph, read from its nodes and nothing else.
 
 It is a list of signals, each made of earlier ones: affine maps, sums and differences, concatenations, selections, sorted groups,
-implicit layers, and coordinate-wise maps with an interval of slopes for each coordinate. Only increments matter, so shifts are left out. Every
-run of coordinate-wise maps (scales, clips, activations) becomes one map, its slopes rounded outwards, so that scales that are
-no binary fractions are never multiplied into weights. What does not fit is refused by its name.
+implicit layers, and coordinate-wise maps with an interval of slopes for each coordinate. Only increments matter, so shifts are left
+out. Every run of coordinate-wise maps (scales, clips, activations) becomes one map, its slopes rounded outwards, so that scales that
+are no binary fractions are never multiplied into weights. What does not fit is refused by its name.
 """
 
 from __future__ import annotations
