@@ -34,8 +34,9 @@ class System:
     variables of each layer, ``places`` its multipliers: indices among all multipliers, with -1 where the checker's
     form has one that is free (a leftover group of one). A bound of the network is ``scale`` times that of the system, and its
     multipliers ``factors[k]``, (1,) or (units,), times those of the system in layer k. The shares q of the inputs are all equal,
-    rho^2 (l2), or ``separate`` (linf): their sum is sought. ``implicit`` (multipliers,) marks those of implicit layers, whose rows hold variables of
-    their own layer: where they are equal and large M is positive definite there; M alone does not keep them positive.
+    rho^2 (l2), or ``separate`` (linf): their sum is sought. ``implicit`` (multipliers,) marks those of implicit layers, whose rows
+    hold variables of their own layer: where they are equal and large M is positive definite there; M alone does not keep them
+    positive.
     """
 
     inputs: int
