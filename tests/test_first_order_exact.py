@@ -198,6 +198,8 @@ def test_numbers_near_zero_are_moved_outwards() -> None:
     found = _without_subnormals(Interval(np.array([-tiny, tiny, 0.0, -1.0]), np.array([tiny, 2 * tiny, 0.0, 1.0])))
     assert found.low[0] == -(2.0**-900) and found.high[0] == 2.0**-900 and found.low[1] == 0 and found.high[1] == 2.0**-900
     assert found.low[2] == found.high[2] == 0 and found.low[3] == -1 and found.high[3] == 1
+    found = _without_subnormals(Interval(np.array([-1.0, -tiny, -2.0, tiny]), np.array([tiny, 1.0, -tiny, 3.0])))
+    assert found.low.tolist() == [-1, -(2.0**-900), -2, 0] and found.high.tolist() == [2.0**-900, 1, 0, 3]
 
 
 def test_what_is_narrowed() -> None:

@@ -65,6 +65,14 @@ def test_remainders_of_one_multiplication_in_exact_numbers(seed: int) -> None:
         assert exact <= F(float(found)) <= exact * (1 + F(1, 10**10)) + F(2) ** -240
 
 
+def test_scales_that_are_not_known_exactly_count_at_their_worst() -> None:
+    number = iv.point(np.full((1, 1), 3.0))
+    errors = Errors(number, number, iv.point(np.full((1, 1, 1), 5.0)), np.full(1, 0.5), np.full(1, 0.25))
+    wide = Interval(np.full(1, 1.0), np.full(1, 2.0))
+    for found in (remainder(errors, wide, wide, spread_of(2.0)), row_remainders(errors, wide, wide, spread_of(2.0))[0]):
+        assert np.isclose(found, 2 * 3 * (0.5 * 3 + 0.25 * 5 * 2))
+
+
 def test_no_multiplications_leave_nothing() -> None:
     nothing = record(Graph((Node("input", (), {"name": "x", "size": 2}),), {"u": 0}), cells([0, 0], [1, 1]))[1]
     assert nothing is not None and len(nothing.doubt) == 0
@@ -90,6 +98,14 @@ def test_the_errors_of_a_chain_by_hand() -> None:
     assert 0.2 < errors.doubt[1] / (abs(third) * 0.03**2 / 4) < 4  # half of the range of the third derivative's share
     assert np.allclose(inside.high - inside.low, 2 * 2 * np.array([5, 7]) * errors.whole[0], rtol=1e-9)
     assert np.isclose(errors.whole[1], abs(curve) * 0.03 + errors.doubt[1], rtol=5e-2)
+
+
+def test_parts_that_are_taken_pass_their_derivatives_on() -> None:
+    s = Sketch()
+    y = s("tanh", s.input("x", 2))
+    graph = s.graph(u=s.affine(s("select", s("concatenate", s.constant(1), y), indices=(2, 0, 1, 2)), [[1, 10, 100, 1000]]))
+    _, errors = record(graph, cells([0.1, 0.2], [0.2, 0.3]))
+    assert errors is not None and np.allclose(errors.after.low, [[100, 1001]]) and np.allclose(errors.after.high, [[100, 1001]])
 
 
 def test_multipliers_are_all_that_they_may_be() -> None:
