@@ -155,7 +155,7 @@ def test_functions_of_models_in_exact_numbers(seed: int, curved: bool) -> None:
 def test_a_parabola_and_the_slopes_that_it_leaves(op: str) -> None:
     s = Sketch()
     s(op, s.input("x", 1))
-    for low, high, at in ((0.5, 0.75, 0.625), (-1.0, 1.5, 0.25), (-0.25, 0.5, -0.25), (1.0, 1.0, 1.0)):
+    for low, high, at in ((0.5, 0.75, 0.625), (-1.0, 1.5, 0.25), (-0.25, 0.5, -0.25), (-0.25, 0.5, 0.5), (1.0, 1.0, 1.0)):
         seen: list[Any] = []
 
         class Watching(CurvedAlgebra):

@@ -71,6 +71,10 @@ def test_scales_that_are_not_known_exactly_count_at_their_worst() -> None:
     wide = Interval(np.full(1, 1.0), np.full(1, 2.0))
     for found in (remainder(errors, wide, wide, spread_of(2.0)), row_remainders(errors, wide, wide, spread_of(2.0))[0]):
         assert np.isclose(found, 2 * 3 * (0.5 * 3 + 0.25 * 5 * 2))
+    for low, high in ((-5.0, 1.0), (-1.0, 5.0)):
+        errors = dataclasses.replace(errors, bend=Interval(np.full((1, 1, 1), low), np.full((1, 1, 1), high)))
+        for found in (remainder(errors, ones(1), ones(1), spread_of(2.0)), row_remainders(errors, ones(1), ones(1), spread_of(2.0))[0]):
+            assert np.isclose(found, 3 * (0.5 * 3 + 0.25 * 5 * 2))
 
 
 def test_no_multiplications_leave_nothing() -> None:
