@@ -26,7 +26,7 @@ from lipctrl.certificates.lipschitz import Budget, certify_local_lipschitz
 from lipctrl.certificates.lipschitz.local_search import Search
 
 SHAPES = [
-    *[(3, 64, 64, 1), (3, 256, 256, 1), (17, 64, 64, 6), (17, 256, 256, 6), (17, 256, 256, 256, 6)],
+    *[(3, 64, 64, 1), (3, 256, 256, 1), (3, 256, 256, 256, 1), (17, 64, 64, 6), (17, 256, 256, 6), (17, 256, 256, 256, 6)],
     *[(27, 64, 64, 8), (27, 256, 256, 8), (27, 256, 256, 256, 8)],
 ]
 SIZES = {"-".join(map(str, shape)): shape for shape in SHAPES}
