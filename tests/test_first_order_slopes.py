@@ -218,6 +218,14 @@ def test_ranges_of_derivatives_are_tight_on_small_intervals() -> None:
         for width in (1e-2, 1e-4):
             for found in higher(Interval(at, at + width)):
                 assert (found.high - found.low < 40 * width).all()
+    everywhere = Interval(np.array([-9.0]), np.array([9.0]))
+    for name, most in (
+        ("tanh", 2),
+        ("sigmoid", 0.25),
+        ("softplus", 0.25),
+    ):  # what both factors allow
+        higher = higher_derivatives(Node(name, (0,)))
+        assert higher is not None and 0.99 * most < higher(everywhere)[0].magnitude[0] < most * (1 + 1e-12)
     assert higher_derivatives(Node("relu", (0,))) is None and higher_derivatives(Node("mul", (0, 1))) is None
 
 
@@ -237,6 +245,20 @@ def test_which_graphs_are_curved() -> None:
     t.tensors["offset"] = np.zeros(2)
     u = t("recentre", t.input("x", 2), graph=inner, point=(F(0), F(0)), offset="offset")
     assert is_curved(t.graph(u=u))
+
+
+def test_graphs_with_implicit_layers_are_not_curved() -> None:
+    tensors = {"D": np.array([[0.25]]), "metric": np.ones(1), "offset": np.zeros(1)}
+    attributes = {"weight": "D", "metric": "metric", "activation": "tanh"}
+    s = Sketch()
+    s.tensors.update(tensors)
+    assert not is_curved(s.graph(u=s("tanh", s("implicit", s("tanh", s.input("x", 1)), **attributes))))
+    inner = Graph(
+        (Node("input", (), {"name": "y", "size": 1}), Node("tanh", (0,)), Node("implicit", (1,), attributes)), {"v": 2}, tensors, 1
+    )
+    t = Sketch()
+    t.tensors.update(tensors)
+    assert not is_curved(t.graph(u=t("tanh", t("recentre", t.input("x", 1), graph=inner, point=(F(0),), offset="offset"))))
 
 
 # --- how tight ---------------------------------------------------------------------------------------------------------------------
