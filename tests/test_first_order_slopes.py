@@ -219,11 +219,7 @@ def test_ranges_of_derivatives_are_tight_on_small_intervals() -> None:
             for found in higher(Interval(at, at + width)):
                 assert (found.high - found.low < 40 * width).all()
     everywhere = Interval(np.array([-9.0]), np.array([9.0]))
-    for name, most in (
-        ("tanh", 2),
-        ("sigmoid", 0.25),
-        ("softplus", 0.25),
-    ):  # what both factors allow
+    for name, most in (("tanh", 2), ("sigmoid", 0.25), ("softplus", 0.25)):  # what both factors allow
         higher = higher_derivatives(Node(name, (0,)))
         assert higher is not None and 0.99 * most < higher(everywhere)[0].magnitude[0] < most * (1 + 1e-12)
     assert higher_derivatives(Node("relu", (0,))) is None and higher_derivatives(Node("mul", (0, 1))) is None
