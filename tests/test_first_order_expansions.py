@@ -17,9 +17,10 @@ from lipctrl.certificates.checker import intervals as iv
 from lipctrl.certificates.checker import work as counting
 from lipctrl.certificates.checker.balls import evaluate_balls
 from lipctrl.certificates.checker.curved import Curved
-from lipctrl.certificates.checker.expansion import Errors, Recorder, record, remainder, row_remainders
+from lipctrl.certificates.checker.expansion import Errors, Recorder, _weighted, expanded_gain, record, remainder, row_remainders
 from lipctrl.certificates.checker.graph import Graph, Node
 from lipctrl.certificates.checker.intervals import Interval
+from lipctrl.certificates.checker.jacobian import Family
 from lipctrl.certificates.checker.verdict import Rejected
 from lipctrl.certificates.checker.verifiers import local_lipschitz as verifier
 from lipctrl.certificates.checker.verifiers.local_lipschitz import EXPANSION, Problem, prove_local, read_problem
@@ -75,6 +76,75 @@ def test_scales_that_are_not_known_exactly_count_at_their_worst() -> None:
         errors = dataclasses.replace(errors, bend=Interval(np.full((1, 1, 1), low), np.full((1, 1, 1), high)))
         for found in (remainder(errors, ones(1), ones(1), spread_of(2.0)), row_remainders(errors, ones(1), ones(1), spread_of(2.0))[0]):
             assert np.isclose(found, 3 * (0.5 * 3 + 0.25 * 5 * 2))
+
+
+def test_sums_leave_room_for_their_roundings() -> None:
+    """Each sum is of 1 and numbers below half of the distance to the next float, which all get lost in it."""
+    k, little = 128, 0.99 * iv.UNIT
+    long = np.full(k, little)
+    long[0] = 1.0
+    exact = sum(map(F, long.tolist()))
+    rows = np.zeros((2, k, k))
+    rows[0, 0] = long
+    after, flat = iv.point(np.array([[1.0, 0.0]])), iv.point(np.asfortranarray(rows[:, 0]))
+    bend, nothing = iv.point(rows.transpose(1, 2, 0).copy().transpose(2, 0, 1)), np.zeros(2)
+    many = np.full(4096, little)
+    many[0] = 1.0
+    lone = iv.point(np.ones((4096, 1)))
+    for errors, inputs, most in (
+        (Errors(after, flat, iv.point(np.zeros((2, k, k))), np.ones(2), nothing), k, exact),
+        (Errors(after, iv.point(np.zeros((2, k))), bend, nothing, np.ones(2)), k, exact),
+        (
+            Errors(iv.point(many[None]), lone, iv.point(np.zeros((4096, 1, 1))), np.ones(4096), np.zeros(4096)),
+            1,
+            sum(map(F, many.tolist())),
+        ),
+    ):
+        found = row_remainders(errors, ones(inputs), ones(1), lambda size: size[0])[0]
+        assert most <= F(float(found)) <= most + F(1, 10**10)
+
+
+def test_nothing_is_taken_from_a_remainder() -> None:
+    errors = Errors(
+        iv.point(np.ones((1, 1))), iv.point(np.zeros((1, 1))), iv.point(np.zeros((1, 1, 1))), np.zeros(1), np.full(1, 2.0**1010)
+    )
+    assert row_remainders(errors, ones(1), ones(1), spread_of(1.0))[0] >= 0
+
+
+def test_weights_are_all_that_they_may_be() -> None:
+    found = _weighted(Interval(np.array([1.0]), np.array([2.0])), iv.point(np.array([[3.0, -5.0]])))
+    assert np.allclose(found.low, [[3, -10]]) and np.allclose(found.high, [[6, -5]])
+
+
+def test_gains_of_expansions_by_hand() -> None:
+    """The affine part's gain and what the errors add, 3 (0.5 * 3 + 0.25 * 5 * 2) = 12; errors of the family are among those."""
+    rest = Errors(
+        iv.point(np.full((1, 1), 3.0)), iv.point(np.full((1, 1), 3.0)), iv.point(np.full((1, 1, 1), 5.0)), np.full(1, 0.5), np.full(1, 0.25)
+    )
+    for parts, affine in ((None, 2), (iv.point(np.ones((1, 1, 1, 1))), 4)):
+        family = Family(iv.point(np.full((1, 1, 1), 2.0)), parts, np.full((1, 1, 1), 7.0), spread_of(2.0))
+        for euclidean in (True, False):
+            assert np.isclose(expanded_gain(family, rest, ones(1), ones(1), euclidean), affine + 12)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "part", "expected"),
+    [
+        ([3, 4], [3, 4], None, 7),
+        ([-4, 10], [3, 10], None, 14),
+        ([-10, -3], [-10, 4], None, 14),
+        ([0.1, 1], [0.1, 1], [0.5, -0.5], 2.1),  # 0.6 and 1.5
+        ([0.1, 1], [0.1, 1], [0.5, 0.5], 2.1),
+        ([-0.1, 1], [-0.1, 1], [0.5, 0.5], 2.1),
+        ([2, 1], [2, 1], [0.5, -0.5], 3),  # both signs are known
+        ([-2, 1], [-2, 1], [0.5, 0.5], 3),
+    ],
+)
+def test_rows_of_expansions_by_hand(low: list[float], high: list[float], part: list[float] | None, expected: float) -> None:
+    nothing = Errors(iv.point(np.zeros((1, 0))), iv.point(np.zeros((0, 2))), iv.point(np.zeros((0, 2, 2))), np.zeros(0), np.zeros(0))
+    parts = None if part is None else iv.point(np.array([[[part], [[0, 0]]]], float).reshape(2, 1, 1, 2))
+    family = Family(Interval(np.array([[low]], float), np.array([[high]], float)), parts, np.zeros((1, 1, 2)), spread_of(1.0, 1.0))
+    assert np.isclose(expanded_gain(family, nothing, ones(2), ones(1), False), expected)
 
 
 def test_no_multiplications_leave_nothing() -> None:
