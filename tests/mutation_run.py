@@ -51,7 +51,7 @@ TESTS = {  # tests made for the file, which take seconds
     "intervals.py": ["checker_outward", "checker_intervals"],
     "jacobian.py": ["checker_gains", "first_order_gains"],
     "kinds.py": ["checker_kinds"],
-    "local_slopes.py": ["checker_local_slopes", "first_order_slopes"],
+    "local_slopes.py": ["checker_local_slopes", "first_order_slopes", "checker_implicit"],
     "network.py": ["checker_network", "checker_implicit_network"],
     "products.py": ["checker_network", "checker_implicit_network"],
     "rounding.py": ["checker_rounding", "checker_cells"],

@@ -606,3 +606,61 @@ def test_ranges_between_breakpoints() -> None:
     assert over(1, 2, (1.5, 1.5)) == over(1, 2, (1.375, 1.5)) == over(1, 2, (1.5, 1.625)) == over(1, 2, (-1, 5)) == (0, 0.5)
     assert over(0, 2, (1.25, 1.375)) == (0.125, 1.5) and over(0, 2, (1.625, 1.75)) == (0.125, 1.5)
     assert over(2, 3, (1.5, 1.5)) == (0.5, 1.5) and over(0, 1, (1.5, 1.5)) == (0.5, 1.5)
+
+
+# --- implicit layers ----------------------------------------------------------------------------------------------------------
+
+
+def implicit(weight: Any, x: Local, activation: str = "relu") -> tuple[Local, Interval]:
+    """The layer z = phi(D z + v) for v in a form on one cell of one input, |x - c| <= 1, and the slopes that it notes."""
+    made, weight = algebra(1.0), np.array(weight, float)
+    z = made.implicit(x, weight, np.ones(len(weight)), activation)
+    return z, made.nodes[0]
+
+
+def form(low: Any, high: Any, centre: Any, linear: Any, error: Any) -> Local:
+    slope = iv.point(np.array(linear, float)[None, None])
+    value = Interval(np.array([low], float), np.array([high], float))
+    return Local(value, iv.point(np.array([centre], float)), slope, slope, np.array([error], float))
+
+
+def test_a_layer_of_active_units_is_linear() -> None:
+    z, slopes = implicit([[0, 1], [-1, 0]], form([2, 6], [4, 8], [3, 7], [0.875, 0.5], [0.125, 0.5]))  # (v1 + v2, v2 - v1) / 2
+    holds(slopes, [[1, 1]], [[1, 1]])
+    near(z.centre, [[5, 2]])
+    near(z.slope, [[[0.6875, -0.1875]]])
+    near(z.linear, [[[0.6875, -0.1875]]])
+    reaches(z.error, [[0.3125, 0.3125]])
+    holds(z.value, [[4, 1.5]], [[6, 2.5]])
+
+
+def test_a_unit_at_its_kink_leaves_half_of_its_step_and_all_of_the_error() -> None:
+    z, slopes = implicit([[0]], form([-2], [2], [0], [1], [0.125]))
+    holds(slopes, [[0]], [[1]])
+    near(z.linear, [[[0.5]]])
+    holds(z.slope, [[[0]]], [[[1]]])
+    reaches(z.error, [[0.625]])
+
+
+def test_slopes_between_the_centre_of_a_form_and_its_values_count() -> None:
+    z, slopes = implicit([[0]], form([2], [4], [-10], [13], [1]))
+    holds(slopes, [[0]], [[1]])
+    near(z.linear, [[[6.5]]])
+    near(z.centre, [[0]])
+    reaches(z.error, [[7.5]])
+
+
+def test_what_enters_a_layer_at_one_point_leaves_at_one_point() -> None:
+    z, _ = implicit([[0.5]], of(3, 3, 0))
+    assert z.slope is None and z.linear is None
+    near(z.value, [[6]])
+
+
+def test_signals_of_length_one_are_repeated() -> None:
+    found = module.sized(Interval(np.full((2, 1), 1.0), np.full((2, 1), 2.0)), 2)
+    assert found.low.tolist() == [[1, 1], [1, 1]] and found.high.tolist() == [[2, 2], [2, 2]]
+    s = Sketch()
+    graph = s.graph(u=s.affine(s("add", s.constant(1, 5), s.input("x", 1)), [[1, 2]], [0]))
+    found = local_slopes(graph, cells([(0, 1)], [(2, 4)])).output
+    holds(found.value, [[11], [17]], [[14], [23]])
+    holds(found.slope, [[[3], [3]]], [[[3], [3]]])
