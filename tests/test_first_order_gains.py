@@ -29,8 +29,13 @@ def _quiet() -> Any:
 
 
 def spread_of(*radii: float) -> Any:
-    """Of the box |d_k| <= radii_k."""
-    return lambda size: np.tensordot(np.array(radii), size, 1) * (1 + 1e-14)
+    """Of the box |d_k| <= radii_k, for arrays (k, B, e)."""
+
+    def spread(size: Any) -> Any:
+        assert size.ndim == 3
+        return np.tensordot(np.array(radii), size, 1) * (1 + 1e-14)
+
+    return spread
 
 
 def family(centre: Any, parts: Any, error: Any, *radii: float) -> Family:
@@ -74,6 +79,17 @@ def test_gains_of_families_by_hand() -> None:
     assert family_row_sums(family([[1, 1]], [[[1, -1]]], [[0, 0]], 1e-3), Interval(*2 * (np.ones((1, 1, 2)),)))[0, 0] == pytest.approx(2)
 
 
+def test_several_families_keep_to_themselves() -> None:
+    """Diagonal matrices diag(b, 1) with b = 1, 2, 3 that move by d b, |d| <= 1/4, and errors of 1 / b."""
+    steps = np.arange(1.0, 4)[:, None, None] * np.diag([1.0, 0.0])
+    several = Family(
+        iv.point(steps + np.diag([0.0, 1.0])), iv.point(steps[None]), np.diag([1.0, 0]) / np.arange(1.0, 4)[:, None, None], spread_of(0.25)
+    )
+    assert family_gains(several) == pytest.approx([2.25, 3, 3.75 + 1 / 3], rel=1e-9)
+    rows = family_row_sums(several, several.centre)
+    assert rows[:, 0] == pytest.approx([2.25, 3, 3.75 + 1 / 3], rel=1e-9) and rows[:, 1] == pytest.approx(1)
+
+
 def test_rows_with_entries_of_unknown_sign() -> None:
     one = family([[1, 0.1, -2]], [[[0.5, 0.5, 0.5]]], [[0.1, 0.2, 0.3]], 1.0)
     found = family_row_sums(one, hull(one))[0, 0]  # 1 + 2 + |0.5 - 0.5| + 0.1 + 0.3, and 0.1 + 0.5 + 0.2 for the one in the middle
@@ -106,8 +122,9 @@ def test_what_is_not_finite_has_no_gain() -> None:
             assert not family_gains(one)[0] < np.inf
             assert not family_row_sums(one, good).max() < np.inf
         assert not gain_of(iv.point(bad[0])) < np.inf and not nonnegative_gains(bad)[0] < np.inf
-    two = np.stack([np.full((2, 2), np.nan), np.eye(2)])  # others are not spoilt
-    assert family_gains(Family(iv.point(two), None, np.zeros_like(two), spread_of()))[1] == pytest.approx(1)
+    for lost in (np.full((2, 2), np.nan), np.array([[1, np.nan], [0, 1]])):
+        two = np.stack([lost, np.eye(2)])  # others are not spoilt
+        assert family_gains(Family(iv.point(two), None, np.zeros_like(two), spread_of()))[1] == pytest.approx(1)
 
 
 def test_a_failure_of_the_factorisation_proves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,6 +143,11 @@ def test_gains_of_matrices_without_negative_entries(seed: int, m: int, n: int) -
     exact = np.linalg.norm(size, 2, axis=(1, 2))
     found = nonnegative_gains(size)
     assert (found >= exact * (1 - 1e-14)).all() and (found <= 1.2 * exact + 1e-100).all()
+
+
+def test_the_vector_of_a_matrix_of_rank_one_is_found_at_once() -> None:
+    x = np.array([1, 0.4, 0.4, 0.3])
+    assert nonnegative_gains(np.outer(x, x)[None])[0] == pytest.approx(x @ x, rel=1e-12)
 
 
 def test_small_numbers_and_zeros_have_gains() -> None:
