@@ -16,8 +16,18 @@ from test_first_order_slopes import Maker, balls, cells, pairs, smooth_network
 from lipctrl.certificates.checker import intervals as iv
 from lipctrl.certificates.checker import work as counting
 from lipctrl.certificates.checker.balls import evaluate_balls
-from lipctrl.certificates.checker.curved import Curved
-from lipctrl.certificates.checker.expansion import Errors, Recorder, _weighted, expanded_gain, record, remainder, row_remainders
+from lipctrl.certificates.checker.curved import Curved, CurvedAlgebra
+from lipctrl.certificates.checker.expansion import (
+    Errors,
+    Recorder,
+    _errors,
+    _part,
+    _weighted,
+    expanded_gain,
+    record,
+    remainder,
+    row_remainders,
+)
 from lipctrl.certificates.checker.graph import Graph, Node
 from lipctrl.certificates.checker.intervals import Interval
 from lipctrl.certificates.checker.jacobian import Family
@@ -114,6 +124,18 @@ def test_nothing_is_taken_from_a_remainder() -> None:
 def test_weights_are_all_that_they_may_be() -> None:
     found = _weighted(Interval(np.array([1.0]), np.array([2.0])), iv.point(np.array([[3.0, -5.0]])))
     assert np.allclose(found.low, [[3, -10]]) and np.allclose(found.high, [[6, -5]])
+
+
+def test_both_ends_of_what_is_multiplied_are_kept() -> None:
+    linear = Interval(np.full((1, 1, 1), -1.0), np.full((1, 1, 1), 2.0))
+    bend = Interval(np.full((1, 1, 1, 1), -3.0), np.full((1, 1, 1, 1), 5.0))
+    model = CurvedAlgebra(cells([-1], [1]))._model(iv.point(np.zeros((1, 1))), linear, bend, np.zeros((1, 1)), np.zeros((1, 1, 1)))
+    after = Interval(np.array([[7.0, 1]]), np.array([[8.0, 2]]))
+    made = _errors(after, model, np.full((1, 1), 0.5), np.full((1, 1), 0.25))
+    assert made.before.low.tolist() == [[-1], [-1]] and made.before.high.tolist() == [[2], [2]]  # repeated
+    assert made.bend.low.tolist() == [[[-3]], [[-3]]] and made.bend.high.tolist() == [[[5]], [[5]]]
+    part = _part(slice(1, 2))(after)
+    assert part.low.tolist() == [[1]] and part.high.tolist() == [[2]]
 
 
 def test_gains_of_expansions_by_hand() -> None:

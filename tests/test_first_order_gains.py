@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from lipctrl.certificates.checker import intervals as iv
 from lipctrl.certificates.checker import jacobian as module
 from lipctrl.certificates.checker.intervals import Interval
-from lipctrl.certificates.checker.jacobian import Family, family_gains, family_row_sums, gain_of, nonnegative_gains
+from lipctrl.certificates.checker.jacobian import Family, family_gains, family_row_sums, gain_is_at_most, gain_of, nonnegative_gains
 
 F = Fraction
 
@@ -173,3 +173,57 @@ def test_products_leave_room_for_roundings() -> None:
     for i, j in itertools.product(range(3), range(2)):
         exact = sum(F(float(left[i, k])) * F(float(x[k, j])) for k in range(7))
         assert F(float(found.low[i, j])) < exact < F(float(found.high[i, j])) and found.high[i, j] - found.low[i, j] < 1e-13
+
+
+def test_products_lose_what_their_bound_says() -> None:
+    """Zero centres and rows that cancel leave the radius alone, which is the formula's and 16 roundings of reserve."""
+    g, u = F(iv.gamma(2 * 2 + 16)), F(1, 2**53)
+    for low, high, expected in ((3, 3, 6 * g), (2, 4, 2 * (1 + 4 * g))):
+        y = module._product(np.array([[[1.0, -1.0]]]), Interval(np.full((2, 1), float(low)), np.full((2, 1), float(high))))
+        assert y.high[0, 0, 0] == -y.low[0, 0, 0]
+        assert expected * (1 + 10 * u) <= F(float(y.high[0, 0, 0])) <= expected * (1 + 26 * u)
+    zero = module._product(np.zeros((1, 1, 3)), iv.point(np.zeros((3, 1))))
+    assert 5 * 2.0**-1070 <= zero.high[0, 0, 0] == -zero.low[0, 0, 0] <= 5.5 * 2.0**-1070
+
+
+@pytest.mark.parametrize(("low", "high"), [(-3, 1), (-1, 3), (2, 3)])
+def test_matrices_that_are_not_known_exactly_count_at_their_worst(low: float, high: float) -> None:
+    wide, known = Interval(np.full((1, 1, 1), float(low)), np.full((1, 1, 1), float(high))), iv.point(np.full((1, 1, 1), 7.0))
+    zero = np.zeros((1, 1, 1))
+    assert family_gains(Family(wide, None, zero, spread_of()))[0] == pytest.approx(3, rel=1e-9)
+    moving = Family(known, Interval(wide.low[None], wide.high[None]), zero, spread_of(2.0))
+    assert family_gains(moving)[0] == pytest.approx(7 + 6, rel=1e-9)
+    assert family_row_sums(moving, known)[0, 0] == pytest.approx(7 + 6, rel=1e-9)
+    assert gain_of(Interval(wide.low[0], wide.high[0])) == pytest.approx(3, rel=1e-9)
+
+
+def test_signed_sums_lose_what_their_bound_says() -> None:
+    g, u = F(iv.gamma(2 + 8)), F(1, 2**53)
+    for low, high, expected in ((3, 3, 6 * g), (2, 4, 2 * (1 + 4 * g))):
+        x = Interval(np.full((1, 1, 2), float(low)), np.full((1, 1, 2), float(high)))
+        y = module._signed_sum(np.array([[[1.0, -1.0]]]), x)
+        assert y.high[0, 0] == -y.low[0, 0]
+        assert expected * (1 + 30 * u) <= F(float(y.high[0, 0])) <= expected * (1 + 50 * u)
+
+
+def test_nothing_is_taken_from_a_row_sum() -> None:
+    zero = iv.point(np.zeros((1, 1, 1)))
+    assert family_row_sums(Family(zero, None, np.full((1, 1, 1), 2.0**-510), spread_of()), iv.point(np.ones((1, 1, 1))))[0, 0] >= 2.0**-510
+
+
+def test_a_basis_that_is_too_short_costs_no_less_than_its_length() -> None:
+    for length in (0.5, 0.75, 0.875):
+        assert F(float(module._defect(np.array([[length]])))) >= 1 / F(length)
+
+
+def test_a_square_is_not_known_exactly(monkeypatch: pytest.MonkeyPatch) -> None:
+    row, seen = np.full((1, 1000), 0.7), []
+    monkeypatch.setattr(module, "family_gains", lambda family: seen.append(family.centre) or family_gains(family))
+    gain = gain_of(iv.point(row))
+    exact = 1000 * F(0.7) ** 2
+    assert F(float(seen[0].low[0, 0, 0])) < exact < F(float(seen[0].high[0, 0, 0])) and F(gain) ** 2 >= exact
+
+
+def test_entries_near_zero_are_zero_for_the_exact_proof() -> None:
+    golden = iv.point(np.array([[1.0, -1], [1, 0]]))  # where 1 stands for 0 the gain is the root of 2
+    assert not gain_is_at_most(golden, 1.5) and gain_is_at_most(golden, 1.6181)
