@@ -181,6 +181,14 @@ def test_a_parabola_and_the_slopes_that_it_leaves(op: str) -> None:
         assert float(doubt[0, 0]) <= (1.5 if op in ("tanh", "exp") else 3) * third * reach**2 / 2 + 1e-12
 
 
+def test_a_second_derivative_between_two_floats_counts_on_both_sides() -> None:
+    u = 2.0**-53
+    between = Interval(np.ones((1, 1)), np.full((1, 1), 1 + 2 * u))  # the parabola takes 1
+    zero, v = one(0), Interval(np.full((1, 1), -1.0), np.ones((1, 1)))
+    curve, factor, rest, doubt = _parabola(np.zeros((1, 1)), v, lambda t: zero, lambda t: zero, lambda t: (between, zero))
+    assert curve.item() == 1 and doubt.item() - abs(factor.item()) >= 2 * u and min(-rest.low.item(), rest.high.item()) >= 2 * u
+
+
 def test_a_parabola_is_used_where_it_leaves_less_than_half() -> None:
     s = Sketch()
     graph = s.graph(u=s("tanh", s.input("x", 1)))
