@@ -335,3 +335,25 @@ def test_what_is_expected():
     assert expected([(1.0, 5.0), (2.0, 5.0)], 1.0, 6.0) == 5.0
     assert expected([(1.0, 5.0)], 1.0, 1.0) == pytest.approx(3.0)
     assert expected([(1.0, np.inf)], 1.0, 1.0) == np.inf and expected([(1.0, 1.0)], 1.0, 1.0) == 1.0
+
+
+def test_searches_beside_get_their_share_only() -> None:
+    class Counting:
+        def __init__(self, bounds: list[float]) -> None:
+            self.bounds, self.seconds, self.cells, self.exhausted = bounds, 0.0, 1, False
+
+        @property
+        def upper(self) -> float:
+            return self.bounds[min(int(self.seconds), len(self.bounds) - 1)]
+
+        def step(self, enough: float, seconds: float) -> None:
+            self.seconds += 1.0
+
+    late, quick = Counting([9.0] * 50 + [2.0]), Counting([9.0 / (n + 1) for n in range(200)])
+    turns = Turns([late], beside=[quick])
+    for left in range(100, 0, -1):
+        assert turns.step(1.0, 1.0, left)
+    assert late.seconds + quick.seconds == 100 and 5 <= quick.seconds <= 20
+    late.exhausted = True
+    before = quick.seconds
+    assert turns.step(1.0, 1.0, 1) and quick.seconds == before + 1

@@ -14,11 +14,11 @@ from lipctrl.certificates.checker.verdict import Rejected
 from lipctrl.certificates.checker.verifiers.lipschitz_bound import rounded_up
 from lipctrl.certificates.checker.verifiers.local_lipschitz import MAX_LEAVES, PROPERTY, Problem, prove_local, read_problem
 from lipctrl.certificates.lipschitz.certify import HasGraph
-from lipctrl.certificates.lipschitz.local_search import Search
+from lipctrl.certificates.lipschitz.local_search import FEW_INPUTS, Search
 from lipctrl.certificates.lipschitz.local_witness import WitnessSearch
 from lipctrl.certificates.lipschitz.records import LipschitzCertificate, LowerBound, UpperBound
 from lipctrl.certificates.lipschitz.turns import Turns
-from lipctrl.certificates.lipschitz.unit_search import UnitSearch
+from lipctrl.certificates.lipschitz.unit_search import UnitSearch, has_kinks
 from lipctrl.core.errors import InputError, LipctrlError
 from lipctrl.core.progress import Progress, no_progress
 from lipctrl.core.rationals import rational, rationals
@@ -128,7 +128,10 @@ class _Certifier:
         if not len(self.problem.domain.free):
             return LipschitzCertificate(self.graph, self._proved(0.0, [None], []), None, None)
         units = UnitSearch.where_it_helps(self.problem)
-        turns = Turns([*([units] if units else []), Search(self.problem, True), Search(self.problem, False)])
+        few, many = Search(self.problem, True), Search(self.problem, False)
+        # with kinks and few inputs, multipliers on boxes fall late and then deep: what they have reached says nothing before
+        late = units is None and has_kinks(self.problem.graph) and len(self.problem.domain.free) <= FEW_INPUTS
+        turns = Turns([few], beside=[many]) if late else Turns([*([units] if units else []), few, many])
         try:
             self._witness(None)
             self._search(turns)

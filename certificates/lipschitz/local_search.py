@@ -22,7 +22,7 @@ from lipctrl.certificates.checker.verdict import Rejected
 from lipctrl.certificates.checker.verifiers.local_lipschitz import EXPANSION, MAX_PROOFS, Problem
 from lipctrl.certificates.lipschitz.local_multipliers import bound_cell
 
-MAX_ORDER = 700  #: variables beyond which no multipliers are sought on a cell
+MAX_ORDER = 1500  #: variables beyond which no multipliers are sought on a cell
 CELL_TOLERANCE = 5e-3  #: of multipliers on a cell, in the square of the bound
 SMALL_ORDER, FEW_INPUTS = 64, 6  #: multipliers are sought to the end where there are few variables, or too many inputs to split
 NEAR = 1.2  #: of the gain at the middle of a cell: expansions that are nearer need no multipliers

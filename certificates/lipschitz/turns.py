@@ -37,11 +37,15 @@ class BoundSearch(Protocol):
 
 
 class Turns:
-    """Searches in turns; what each has reached after which time says what to expect of it."""
+    """Searches in turns; what each has reached after which time says what to expect of it.
 
-    def __init__(self, searches: Sequence[BoundSearch]) -> None:
-        self._searches = searches
-        self._histories: list[list[tuple[float, float]]] = [[] for _ in searches]
+    Those ``beside`` get their share of the time and no more, as long as others are left.
+    """
+
+    def __init__(self, searches: Sequence[BoundSearch], beside: Sequence[BoundSearch] = ()) -> None:
+        self._searches = [*searches, *beside]
+        self._first = len(searches)
+        self._histories: list[list[tuple[float, float]]] = [[] for _ in self._searches]
 
     @property
     def best(self) -> BoundSearch:
@@ -55,7 +59,8 @@ class Turns:
             return False
         total = sum(self._searches[number].seconds for number in open_ones)
         behind = [number for number in open_ones if self._searches[number].seconds <= SHARE * total]
-        chosen = behind[0] if behind else min(open_ones, key=lambda number: expected(self._histories[number], least, left))
+        first = [number for number in open_ones if number < self._first] or open_ones
+        chosen = behind[0] if behind else min(first, key=lambda number: expected(self._histories[number], least, left))
         search = self._searches[chosen]
         search.step(enough, left)
         self._histories[chosen].append((search.seconds, search.upper))

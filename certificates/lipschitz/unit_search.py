@@ -30,7 +30,7 @@ from lipctrl.certificates.checker.verdict import Rejected
 from lipctrl.certificates.checker.verifiers.local_lipschitz import MAX_PROOFS, Problem
 from lipctrl.certificates.lipschitz.box_programs import ball_multipliers, multipliers
 from lipctrl.certificates.lipschitz.local_multipliers import bound_cell
-from lipctrl.certificates.lipschitz.local_search import CELL_TOLERANCE, MAX_ORDER, SLICE
+from lipctrl.certificates.lipschitz.local_search import CELL_TOLERANCE, FEW_INPUTS, MAX_ORDER, SLICE
 from lipctrl.certificates.lipschitz.sensitivity import Sensitivities
 
 KINKED = ("relu", "abs", "leaky_relu", "clip", "min", "max")
@@ -39,6 +39,7 @@ MAX_NUMBERS = 1_000_000  #: in the ranges of all leaves: what a certificate can 
 MAX_POINTS = 16  #: inside leaves, that are sought at once
 WORTH = 1e-3  #: of the width of a range, that an end of it must move to be filed
 ROUNDING = 1e-9  #: relative width of slopes that are a single number but for rounding
+MANY = 0.5  #: share of the units that are uncertain, beyond which splits of few inputs are better
 ALSO = 0.2  #: weight of what a unit may add to any gain, beside what it may add in the worst direction
 Split = tuple[Place, int, float] | int  #: by a unit at a threshold, or by the middle of an input
 
@@ -176,11 +177,22 @@ class UnitSearch:
 
     @classmethod
     def where_it_helps(cls, problem: Problem) -> UnitSearch | None:
-        """A search for this problem, or ``None`` where its graph has no kinks, or what is uncertain in it is mostly smooth."""
-        if not _has_kinks(problem.graph):
+        """A search for this problem, or ``None`` where its graph has no kinks, or what is uncertain in it is mostly smooth.
+
+        Also where few inputs leave most units uncertain: there halves of boxes say more than halves of units.
+        """
+        if not has_kinks(problem.graph):
             return None
         search = cls(problem)
+        if len(problem.domain.free) <= FEW_INPUTS and search._uncertain() > MANY:
+            return None
         return search if math.isfinite(search.upper) and not isinstance(search.root.split, int) else None
+
+    def _uncertain(self) -> float:
+        """The share of units with an uncertain slope on the whole domain."""
+        slopes = [] if self.root.found is None else [*self.root.found.nodes.values()]
+        units = sum(s.low.size for s in slopes)
+        return sum(int(np.count_nonzero(s.low < s.high)) for s in slopes) / max(units, 1)
 
     def worst(self, count: int) -> Array:
         """Points well inside the leaves with the greatest bounds, (count, n), or fewer."""
@@ -302,8 +314,9 @@ def _point_inside(leaf: Leaf, free: Array) -> Array:
     return point
 
 
-def _has_kinks(graph: Graph) -> bool:
-    return any(node.op in KINKED or (node.op == "recentre" and _has_kinks(node.attributes["graph"])) for node in graph.nodes)
+def has_kinks(graph: Graph) -> bool:
+    """Whether a graph has units that are linear beside kinks."""
+    return any(node.op in KINKED or (node.op == "recentre" and has_kinks(node.attributes["graph"])) for node in graph.nodes)
 
 
 def _entry(leaf: Leaf, index: int) -> Any:
