@@ -293,3 +293,16 @@ def test_parts_of_signals_keep_their_models() -> None:
             assert (getattr(getattr(b, name), end) == getattr(getattr(a, name), end)[..., [2, 3, 0]]).all()
     for name in ("error", "play", "swing", "sag"):
         assert (getattr(b, name) == getattr(a, name)[..., [2, 3, 0]]).all()
+
+
+def test_parts_that_are_all_curved_stay_curved() -> None:
+    s = Sketch()
+    x = s.input("x", 1)
+    tanh, sin = s("tanh", x), s("sin", x)
+    joined, box = s.graph(u=s("concatenate", tanh, sin)), cells([0.4], [0.6])
+    found = curved_slopes(joined, box).output
+    assert isinstance(found, Curved) and found.model is not None and found.model.bend is not None
+    for place, node in enumerate((tanh, sin)):
+        alone = curved_slopes(s.graph(u=node), box).output
+        assert isinstance(alone, Curved) and alone.model is not None and alone.model.bend is not None
+        assert (found.model.bend.low[..., place] == alone.model.bend.low[..., 0]).all() and alone.model.bend.high.max() < 0
