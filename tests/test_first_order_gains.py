@@ -213,7 +213,8 @@ def test_nothing_is_taken_from_a_row_sum() -> None:
 
 def test_a_basis_that_is_too_short_costs_no_less_than_its_length() -> None:
     for length in (0.5, 0.75, 0.875):
-        assert F(float(module._defect(np.array([[length]])))) >= 1 / F(length)
+        for basis in (np.array([[length]]), np.diag([1.0, length]), np.diag([length, 1])):
+            assert F(float(module._defect(basis))) >= 1 / F(length)
 
 
 def test_a_square_is_not_known_exactly(monkeypatch: pytest.MonkeyPatch) -> None:
