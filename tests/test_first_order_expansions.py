@@ -296,6 +296,16 @@ def test_a_ball_reaches_less_far_than_its_box() -> None:
     box = problem_of(graph, centre, 0.01)[0]
     inside = problem_of(graph, centre, 0.01, domain=ball)[0]
     assert inside.expanded(*inside.domain.box()) < box.expanded(*box.domain.box())
+    corner = centre + 0.009, centre + 0.01
+    assert inside.expanded(*corner) == 0 < box.expanded(*corner)  # no point of the ball is in it
+
+
+@pytest.mark.parametrize("centre", [-0.3, 0.3])
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+def test_an_expansion_is_of_the_whole_box(norm: str, centre: float) -> None:
+    s = Sketch()
+    problem = problem_of(s.graph(u=s("tanh", s.input("x", 1))), np.array([centre]), 0.2, norm)[0]
+    assert 1 - np.tanh(0.1) ** 2 <= problem.expanded(*problem.domain.box()) < 1.1
 
 
 def test_scales_are_taken_into_account() -> None:
@@ -317,7 +327,7 @@ def test_an_expansion_proves_its_bound_and_nothing_below() -> None:
         problem, claim = problem_of(graph, centre, 0.02, norm)
         bound = problem.expanded(*problem.domain.box())
         assert bound < problem.gains(problem.slopes(*(end[None] for end in problem.domain.box()))[0], 1)[0]
-        assert prove_local(graph, {**claim, "bound": (bound * (1 + 1e-12)).hex()}, TREE) >= bound
+        assert prove_local(graph, {**claim, "bound": bound.hex()}, TREE) == bound
         with pytest.raises(Rejected, match="does not prove"):
             prove_local(graph, {**claim, "bound": (bound * (1 - 1e-9)).hex()}, TREE)
 
