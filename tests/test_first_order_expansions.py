@@ -359,6 +359,14 @@ def test_an_expansion_without_numbers_proves_nothing() -> None:
         prove_local(graph, claim, TREE)
 
 
+def test_an_output_that_does_not_vary_has_no_model() -> None:
+    s = Sketch()
+    s("tanh", s.input("x", 1))
+    problem = problem_of(s.graph(u=s.constant(3)), np.array([0.0]), 1.0)[0]
+    slopes, _ = problem.slopes(*(end[None] for end in problem.domain.box()))
+    assert problem.curved and problem.family(slopes, 1) is None and problem.gains(slopes, 1)[0] == 0
+
+
 def test_many_inputs_are_not_expanded(monkeypatch: pytest.MonkeyPatch) -> None:
     graph, centre = smooth_network("tanh", (3, 4, 1)), np.zeros(3)
     assert problem_of(graph, centre, 1.0)[0].curved
