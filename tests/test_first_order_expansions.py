@@ -31,6 +31,7 @@ from lipctrl.certificates.checker.expansion import (
 from lipctrl.certificates.checker.graph import Graph, Node
 from lipctrl.certificates.checker.intervals import Interval
 from lipctrl.certificates.checker.jacobian import Family
+from lipctrl.certificates.checker.local_slopes import Cells, LocalSlopes
 from lipctrl.certificates.checker.verdict import Rejected
 from lipctrl.certificates.checker.verifiers import local_lipschitz as verifier
 from lipctrl.certificates.checker.verifiers.local_lipschitz import EXPANSION, Problem, prove_local, read_problem
@@ -364,7 +365,27 @@ def test_an_output_that_does_not_vary_has_no_model() -> None:
     s("tanh", s.input("x", 1))
     problem = problem_of(s.graph(u=s.constant(3)), np.array([0.0]), 1.0)[0]
     slopes, _ = problem.slopes(*(end[None] for end in problem.domain.box()))
-    assert problem.curved and problem.family(slopes, 1) is None and problem.gains(slopes, 1)[0] == 0
+    assert problem.curved and problem.family(slopes, 1) is None and problem.gains(slopes, 1)[0] < 1e-100
+
+
+def test_a_family_has_the_numbers_of_a_model() -> None:
+    """Two cells of two inputs: the parts are the rows of ``bend``, with both ends."""
+    graph = smooth_network("tanh", (2, 3, 1))
+    problem = problem_of(graph, np.zeros(2), 1.0)[0]
+    boxes = Cells(np.array([[-1.0, -1], [0, 0]]), np.array([[0.0, 0], [1, 1]]), np.arange(2))
+    bend = np.random.default_rng(0).standard_normal((2, 2, 2, 1))
+    bend = bend + bend.swapaxes(0, 1)
+    algebra = CurvedAlgebra(boxes)
+    linear, error = np.arange(4.0).reshape(2, 2, 1), np.zeros((2, 1))
+    play = np.arange(4.0).reshape(2, 2, 1) + 0.5
+    model = algebra._model(iv.point(error), iv.point(linear), Interval(bend - 0.25, bend + 0.5), error, play)
+    value = iv.point(error)
+    found = LocalSlopes(Curved(value, value, iv.point(linear), iv.point(linear), error, model), {}, algebra.spread)
+    family = problem.family(found, 2)
+    assert family is not None and family.parts is not None
+    expected = bend.transpose(0, 2, 3, 1)
+    assert np.allclose(family.parts.low, expected - 0.25) and np.allclose(family.parts.high, expected + 0.5)
+    assert np.allclose(family.centre.low, linear.transpose(1, 2, 0)) and np.allclose(family.error, play.transpose(1, 2, 0))
 
 
 def test_many_inputs_are_not_expanded(monkeypatch: pytest.MonkeyPatch) -> None:
