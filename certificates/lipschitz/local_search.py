@@ -26,6 +26,7 @@ MAX_ORDER = 1500  #: variables beyond which no multipliers are sought on a cell
 CELL_TOLERANCE = 5e-3  #: of multipliers on a cell, in the square of the bound
 SMALL_ORDER, FEW_INPUTS = 64, 6  #: multipliers are sought to the end where there are few variables, or too many inputs to split
 NEAR = 1.2  #: of the gain at the middle of a cell: expansions that are nearer need no multipliers
+SCATTERED = 256  #: cells before multipliers are sought again below the whole domain, where there are few inputs
 SLICE = 0.1  #: seconds, as estimated, between two decisions what to do
 SPLITS = 64  #: cells that are split at once
 
@@ -197,7 +198,8 @@ class Search:
     def careful(self, seconds: float) -> float:
         """Seek multipliers on the worst cell that has none, or split it where it has. Returns the estimated seconds."""
         node = heapq.heappop(self.heap)[-1]
-        if node.tried == 2:
+        scattering = node.depth > 0 and self.cells < SCATTERED and len(self.problem.domain.free) <= FEW_INPUTS
+        if node.tried == 2 or scattering:
             if node.axis < 0:
                 self._push(node)
                 self.exhausted = True
