@@ -16,6 +16,7 @@ from test_first_order_slopes import Maker, balls, cells, pairs, smooth_network
 from lipctrl.certificates.checker import intervals as iv
 from lipctrl.certificates.checker import work as counting
 from lipctrl.certificates.checker.balls import evaluate_balls
+from lipctrl.certificates.checker.bundle import graph_cost
 from lipctrl.certificates.checker.curved import Curved, CurvedAlgebra
 from lipctrl.certificates.checker.expansion import (
     Errors,
@@ -410,6 +411,13 @@ def test_the_work_on_a_leaf_to_first_order(norm: str, careful: int) -> None:
     cell, batch, kept = counting.work_of_graph(graph, 14 + 15)
     work = problem_of(graph, np.zeros(3), 1.0, norm)[0].work()
     assert work == counting.Work(3 * cell + 120 + careful + 2000 + 15 * 2 * 41, 4 * batch, 2 * kept + 27 * 6 + 16)
+
+
+def test_the_price_of_an_expansion() -> None:
+    graph = smooth_network("tanh", (3, 4, 5))
+    values, weights = graph_cost(graph)
+    expected = values * (50_000 + 500 * 9 + 2 * 27 + 2 * 25) + 10 * 9 * weights
+    assert problem_of(graph, np.zeros(3), 1.0)[0].expansion_products() == expected
 
 
 def test_interval_slopes_and_first_order_agree_where_both_are_asked() -> None:
