@@ -39,7 +39,7 @@ MAX_NUMBERS = 1_000_000  #: in the ranges of all leaves: what a certificate can 
 MAX_POINTS = 16  #: inside leaves, that are sought at once
 WORTH = 1e-3  #: of the width of a range, that an end of it must move to be filed
 ROUNDING = 1e-9  #: relative width of slopes that are a single number but for rounding
-MANY = 0.5  #: share of the units that are uncertain, beyond which splits of few inputs are better
+MANY = 32  #: units that are uncertain, if most are, beyond which splits of few inputs are better
 ALSO = 0.2  #: weight of what a unit may add to any gain, beside what it may add in the worst direction
 Split = tuple[Place, int, float] | int  #: by a unit at a threshold, or by the middle of an input
 
@@ -184,15 +184,15 @@ class UnitSearch:
         if not has_kinks(problem.graph):
             return None
         search = cls(problem)
-        if len(problem.domain.free) <= FEW_INPUTS and search._uncertain() > MANY:
+        if len(problem.domain.free) <= FEW_INPUTS and search._most_are_uncertain():
             return None
         return search if math.isfinite(search.upper) and not isinstance(search.root.split, int) else None
 
-    def _uncertain(self) -> float:
-        """The share of units with an uncertain slope on the whole domain."""
+    def _most_are_uncertain(self) -> bool:
+        """Whether many units, and most of them, have an uncertain slope on the whole domain."""
         slopes = [] if self.root.found is None else [*self.root.found.nodes.values()]
-        units = sum(s.low.size for s in slopes)
-        return sum(int(np.count_nonzero(s.low < s.high)) for s in slopes) / max(units, 1)
+        uncertain = sum(int(np.count_nonzero(s.low < s.high)) for s in slopes)
+        return uncertain > MANY and uncertain > 0.5 * sum(s.low.size for s in slopes)
 
     def worst(self, count: int) -> Array:
         """Points well inside the leaves with the greatest bounds, (count, n), or fewer."""
