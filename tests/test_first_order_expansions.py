@@ -413,6 +413,13 @@ def test_the_work_on_a_leaf_to_first_order(norm: str, careful: int) -> None:
     assert work == counting.Work(3 * cell + 120 + careful + 2000 + 15 * 2 * 41, 4 * batch, 2 * kept + 27 * 6 + 16)
 
 
+def test_the_work_on_a_leaf_of_many_outputs() -> None:
+    graph = smooth_network("tanh", (3, 4, 20))
+    cell, batch, kept = counting.work_of_graph(graph, 14 + 15)
+    work = problem_of(graph, np.zeros(3), 1.0, "linf")[0].work()
+    assert work == counting.Work(3 * cell + 1200 + 2000 + 15 * 20 * (40 + 5) + 80, 4 * batch, 2 * kept + 27 * 60 + 1600)
+
+
 def test_the_price_of_an_expansion() -> None:
     graph = smooth_network("tanh", (3, 4, 5))
     values, weights = graph_cost(graph)
