@@ -2,10 +2,11 @@
 
 import json
 import random
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,8 +16,9 @@ from test_local_lipschitz import ACTIVATIONS, STEP_UP, ZERO, network, random_net
 from lipctrl.certificates.checker.balls import ball, evaluate_balls
 from lipctrl.certificates.checker.bundle import number
 from lipctrl.certificates.checker.graph import Graph, Node
+from lipctrl.certificates.checker.verifiers import local_lipschitz
 from lipctrl.certificates.checker.verifiers.local_lipschitz import prove_local, read_problem
-from lipctrl.certificates.lipschitz import Budget, certify_lipschitz, certify_local_lipschitz
+from lipctrl.certificates.lipschitz import Budget, affordable, certify_lipschitz, certify_local_lipschitz
 from lipctrl.certificates.lipschitz.local_search import Search
 from lipctrl.certificates.lipschitz.local_witness import contains
 from lipctrl.cli.command import main
@@ -215,3 +217,43 @@ def test_domains_beyond_float64_are_refused_in_words(domain):
     nodes = (Node("input", (), {"name": "x", "size": 2}), Node("relu", (0,)))
     with pytest.raises(InputError, match="too large for float64"):
         certify_local_lipschitz(Graph(nodes, {"u": 1}), budget=Budget(seconds=0.5), **domain)
+
+
+@dataclass
+class Part:
+    """A part of a search tree as the checker's limits see it."""
+
+    own: float
+    parts: tuple | None = None
+    products: float = 1.0
+    work: float = 0.0
+    has_proof: bool = True
+
+
+def halved(bound: float, depth: int) -> Part:
+    """A tree in which every split lowers the bound by a tenth in one part, by a twentieth in the other."""
+    return Part(bound, (halved(0.9 * bound, depth - 1), halved(0.95 * bound, depth - 1)) if depth else None)
+
+
+@pytest.mark.parametrize("limit", ["MAX_PRODUCTS", "MAX_WORK", "MAX_PROOFS", "MAX_LEAVES"])
+def test_what_the_checker_will_not_judge_to_the_end_is_claimed_less_tightly(monkeypatch, limit):
+    """The least bound whose tree is small enough, so that nothing of a long search is lost."""
+    problem, root = SimpleNamespace(work=lambda: SimpleNamespace(total=lambda count: count)), halved(1.0, 6)
+    upper = 0.95**6
+    assert affordable.affordable(problem, root, upper) == upper
+    monkeypatch.setattr(affordable, limit, 20 / affordable.SHARE)
+    bound = affordable.affordable(problem, root, upper)
+    bounds = sorted(part.own for part in affordable._all(root))
+    tighter = bounds[bounds.index(bound) - 1]
+    assert len(list(affordable._leaves(root, bound))) <= 20 < len(list(affordable._leaves(root, tighter)))
+
+
+def test_a_long_search_that_the_checker_would_refuse_is_proved(monkeypatch):
+    generator = np.random.default_rng(5)
+    first, second = generator.standard_normal((8, 4)), generator.standard_normal((8, 8)) / 2
+    graph = network((first, generator.standard_normal(8)), "tanh", (second, None), "relu", (np.ones((2, 8)), None), size=4)
+    domain = {"low": [-1] * 4, "high": [1] * 4}
+    for module in (affordable, local_lipschitz):
+        monkeypatch.setattr(module, "MAX_PROOFS", 2)
+    found = certify_local_lipschitz(graph, **domain, budget=Budget(1.5, 400, 1e-6))
+    assert len(found.upper.evidence["proofs"]) <= 2 and found.check().level == "proved"

@@ -190,7 +190,7 @@ def halves(low: Array, high: Array, axis: int, threshold: float) -> Sequence[tup
 
 def read_place(data: object, graph: Graph) -> tuple[Place, int]:
     """The place of a coordinate-wise node of a graph, and its size. Raises Rejected for all else."""
-    path = data if isinstance(data, list) and len(data) > 1 else [data]
+    path: list[Any] = data if isinstance(data, list) and len(data) > 1 else [data]
     for position, index in enumerate(path):
         if type(index) is not int or not 0 <= index < len(graph.nodes):
             break

@@ -271,8 +271,9 @@ class LocalAlgebra(EnclosureAlgebra):
         value = layer.enclose(wide, *scalars)
         w = iv.affine(value, layer.weight, None) + wide
         self.nodes[self._place] = scalars[1](w)
+        z = _steady(value)
         if x.linear is None or x.slope is None:
-            return _steady(value)
+            return z
         for _ in range(2):
             self.nodes[self._place] = slopes = scalars[1](w)
             middle, deviation = layer.enclose_slopes(x.linear, slopes).centre_radius()

@@ -13,6 +13,7 @@ from lipctrl.certificates.checker.graph import Graph, GraphError, graph_from_jso
 from lipctrl.certificates.checker.verdict import Rejected
 from lipctrl.certificates.checker.verifiers.lipschitz_bound import rounded_up
 from lipctrl.certificates.checker.verifiers.local_lipschitz import MAX_LEAVES, PROPERTY, Problem, prove_local, read_problem
+from lipctrl.certificates.lipschitz.affordable import affordable
 from lipctrl.certificates.lipschitz.certify import HasGraph
 from lipctrl.certificates.lipschitz.local_search import FEW_INPUTS, Search
 from lipctrl.certificates.lipschitz.local_witness import WitnessSearch
@@ -140,9 +141,9 @@ class _Certifier:
         except KeyboardInterrupt:
             pass
         search = turns.best
-        upper = search.upper
-        if not math.isfinite(upper):
+        if not math.isfinite(search.upper):
             raise LipctrlError("no bound on this domain could be proved: values or slopes there are not finite")
+        upper = affordable(self.problem, search.root, search.upper)
         for size in _SIZES:
             bound = max(upper * (1 + MARGIN) * size, LEAST) if upper > 0 else 0.0
             try:

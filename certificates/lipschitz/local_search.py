@@ -20,6 +20,7 @@ from lipctrl.certificates.checker.jacobian import quick_gains
 from lipctrl.certificates.checker.local_slopes import Cells, Local, LocalSlopes, entering
 from lipctrl.certificates.checker.verdict import Rejected
 from lipctrl.certificates.checker.verifiers.local_lipschitz import EXPANSION, MAX_PROOFS, Problem
+from lipctrl.certificates.lipschitz.affordable import proof_products
 from lipctrl.certificates.lipschitz.local_multipliers import bound_cell
 
 MAX_ORDER = 1500  #: variables beyond which no multipliers are sought on a cell
@@ -42,8 +43,20 @@ class Node:
     effective: float
     depth: int = 0
     proof: dict[str, Any] | None = None
+    products: float = 0.0  #: multiplications for the proof
+    work: float = 0.0  #: on slopes, beside that on any box
     tried: int = 0  #: 1: multipliers near the best, 2: the best
     children: tuple[Node, Node] | None = None
+
+    @property
+    def has_proof(self) -> bool:
+        """Whether there is a proof of its own."""
+        return self.proof is not None
+
+    @property
+    def parts(self) -> tuple[Node, Node] | None:
+        """Both halves, where it was split."""
+        return self.children
 
 
 class _Blaming(CurvedAlgebra):
@@ -223,7 +236,7 @@ class Search:
             return 0.0
         value = self.problem.expanded(node.low, node.high) * (1 + 1e-9)
         if value < node.own:
-            node.own, node.proof = value, {"method": EXPANSION}
+            node.own, node.proof, node.products = value, {"method": EXPANSION}, self.problem.expansion_products()
             node.effective = min(node.effective, node.own)
             self.proofs += 1
         middle, _ = self.problem.matrices(found, 1).centre_radius()
@@ -247,7 +260,7 @@ class Search:
             return 0.0
         bound = bound_cell(self.problem, network, CELL_TOLERANCE, 0.25 * seconds if thorough else 0.0)
         if bound is not None and bound.value < node.own:
-            node.own, node.proof = bound.value, dict(bound.evidence)
+            node.own, node.proof, node.products = bound.value, dict(bound.evidence), proof_products(self.problem, network)
             node.effective = min(node.effective, node.own)
             self.proofs += 1
         return 0.02 + (3e-7 if thorough else 1e-8) * order**3

@@ -16,6 +16,7 @@ class BoundSearch(Protocol):
 
     cells: int  #: that were bounded
     seconds: float  #: that were spent
+    root: Any  #: the tree, a :class:`.affordable.Part`
     exhausted: bool  #: nothing is left to try where the bound is greatest
 
     @property

@@ -27,7 +27,8 @@ from lipctrl.certificates.checker.local_slopes import Local, LocalSlopes
 from lipctrl.certificates.checker.network import Place
 from lipctrl.certificates.checker.unit_splits import Ends, HalvedAlgebra, Margins, NoPoint, Pass
 from lipctrl.certificates.checker.verdict import Rejected
-from lipctrl.certificates.checker.verifiers.local_lipschitz import MAX_PROOFS, Problem
+from lipctrl.certificates.checker.verifiers.local_lipschitz import MAX_PROOFS, PER_FACTOR, Problem
+from lipctrl.certificates.lipschitz.affordable import proof_products
 from lipctrl.certificates.lipschitz.box_programs import ball_multipliers, multipliers
 from lipctrl.certificates.lipschitz.local_multipliers import bound_cell
 from lipctrl.certificates.lipschitz.local_search import CELL_TOLERANCE, FEW_INPUTS, MAX_ORDER, SLICE
@@ -58,8 +59,20 @@ class Leaf:
     margins: Margins | None = None
     split: Split | None = None
     proof: dict[str, Any] | None = None
+    products: float = 0.0
+    work: float = 0.0
     thorough: bool = False
     children: tuple[Leaf, Leaf] | None = None
+
+    @property
+    def has_proof(self) -> bool:
+        """Whether there is a proof of its own."""
+        return self.proof is not None
+
+    @property
+    def parts(self) -> tuple[Leaf, Leaf] | None:
+        """Both parts, where it was split."""
+        return self.children
 
     @property
     def numbers(self) -> int:
@@ -235,26 +248,38 @@ class UnitSearch:
     def _judge(self, leaf: Leaf) -> None:
         """Bound a new leaf, and say how it is best split."""
         self.cells += 1
-        margins = Margins.unknown(len(leaf.half_lines), len(self.problem.domain.free))
         with np.errstate(all="ignore"):
-            for _ in range(PASSES):
-                try:
-                    algebra = Narrowing(self.problem, leaf, margins)
-                    leaf.passes.append(algebra.ends)
-                    found = leaf.found = algebra.whole(self.problem.graph)
-                except NoPoint:
-                    leaf.own = leaf.effective = 0.0
-                    return
-                if {half.place for half in leaf.half_lines} <= {*itertools.islice(algebra.kinks, 1)}:
-                    break  # all half-lines were known at all units
-                margins = algebra.margins
+            try:
+                algebra, leaf.found = self._enclosed(leaf)
+            except NoPoint:
+                leaf.own = leaf.effective = 0.0
+                return
+            finally:
+                leaf.work = self._work_on(leaf)
             leaf.margins = algebra.margins
-            matrix = self.problem.matrices(found, 1)
+            matrix = self.problem.matrices(leaf.found, 1)
             leaf.own = self._gain(matrix)
             leaf.effective = min(leaf.effective, leaf.own)
             if leaf.own > 0:
                 leaf.split = _choice(self.problem, leaf, algebra, matrix)
         self._multiplied(leaf, 0.0)
+
+    def _work_on(self, leaf: Leaf) -> float:
+        """What the checker counts for the passes over a leaf that is cut by units."""
+        work, each = self.problem.work(), PER_FACTOR + len(self.problem.domain.free)
+        return len(leaf.passes) * (work.cell + work.batch) + leaf.numbers * each if leaf.half_lines else 0.0
+
+    def _enclosed(self, leaf: Leaf) -> tuple[Narrowing, LocalSlopes]:
+        """The last pass over a leaf, and the slopes that it found. Raises NoPoint where the leaf holds none."""
+        margins = Margins.unknown(len(leaf.half_lines), len(self.problem.domain.free))
+        while True:
+            algebra = Narrowing(self.problem, leaf, margins)
+            leaf.passes.append(algebra.ends)
+            found = algebra.whole(self.problem.graph)
+            all_known = {half.place for half in leaf.half_lines} <= {*itertools.islice(algebra.kinks, 1)}  # at all units
+            if all_known or len(leaf.passes) == PASSES:
+                return algebra, found
+            margins = algebra.margins
 
     def _gain(self, matrix: Interval) -> float:
         """What the checker will find for slopes alone, up to rounding."""
@@ -277,7 +302,7 @@ class UnitSearch:
         bound = bound_cell(self.problem, network, CELL_TOLERANCE, seconds)
         if bound is not None and bound.value < leaf.own:
             self.proofs += leaf.proof is None
-            leaf.own, leaf.proof = bound.value, dict(bound.evidence)
+            leaf.own, leaf.proof, leaf.products = bound.value, dict(bound.evidence), proof_products(self.problem, network)
             leaf.effective = min(leaf.effective, leaf.own)
 
     def tree(self, upper: float) -> tuple[list[Any], list[dict[str, Any]]]:
