@@ -22,7 +22,7 @@ ROUNDS = 12  #: of power iteration
 
 @dataclass(frozen=True)
 class Family:
-    """Matrices ``centre`` + sum_k d_k ``parts``_k +- ``error``: (B, m, n), (K, B, m, n) or ``None`` for 0, (B, m, n).
+    """Matrices ``centre`` + sum_k d_k parts_k +- ``error``: (B, m, n), (K, B, m, n) or ``None`` for 0, (B, m, n).
 
     ``spread`` takes |parts| (K, B, e) to the most (B, e) that their sums with d can be, for all d in question.
     """

@@ -133,8 +133,8 @@ class Sort:
 class Implicit:
     """dz = S (D dz + dv) for signal ``operand`` v, with slopes S in [``low``, ``high``], each (n,), inside [0, 1].
 
-    ``weight`` D (n, n) holds the stored floats as float64; it is proved that sum_i ``metric``_i u_i (u - D u)_i is at least
-    ``margin`` > 0 times sum_i ``metric``_i u_i^2 for all u, see :mod:`lipctrl.certificates.checker.implicit`.
+    ``weight`` D (n, n) holds the stored floats as float64; it is proved that sum_i metric_i u_i (u - D u)_i is at least
+    ``margin`` > 0 times sum_i metric_i u_i^2 for all u, see :mod:`lipctrl.certificates.checker.implicit`.
     """
 
     operand: int
