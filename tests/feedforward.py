@@ -12,6 +12,16 @@ from lipctrl.core.numpy_evaluation import compile_numpy
 ACTIVATIONS = ("relu", "tanh", "abs", "leaky_relu", "gelu", "silu", "sigmoid", "softplus", "group_sort", "neg", "clip", "mul", "div")
 
 
+def layered(weights, op: str = "relu", **attributes) -> Graph:
+    """A chain of affine maps without biases, with the operation ``op`` between them."""
+    nodes = [Node("input", (), {"name": "x", "size": np.shape(weights[0])[1]})]
+    for k in range(len(weights)):
+        nodes.append(Node("affine", (len(nodes) - 1,), {"weight": f"w{k}", "bias": None}))
+        if k < len(weights) - 1:
+            nodes.append(Node(op, (len(nodes) - 1,), attributes))
+    return Graph(tuple(nodes), {"y": len(nodes) - 1}, {f"w{k}": np.array(weight, dtype=float) for k, weight in enumerate(weights)})
+
+
 class Branches:
     """A graph under construction; methods return the index of the node that they add."""
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from flint import arb, arb_series
 from loops import Sketch
+from smooth import SERIES
 
 from lipctrl.certificates.checker import intervals as iv
 from lipctrl.certificates.checker import local_slopes as module
@@ -24,10 +25,7 @@ INFINITE = Interval(np.full((1, 1), -np.inf), np.full((1, 1), np.inf))
 NEXT = 1 + 2.0**-52  # the float after 1; its square is not a float
 
 
-@pytest.fixture(autouse=True)
-def _quiet() -> Any:
-    with np.errstate(all="ignore"):
-        yield
+pytestmark = pytest.mark.usefixtures("quiet")
 
 
 def cells(*boxes: Any, free: Any = None, reach: Any = None, scale: Any = None) -> Cells:
@@ -80,15 +78,6 @@ def of(value: Any, centre: Any, error: Any, linear: Any = None) -> Local:
 
 
 # --- the numbers of the table -----------------------------------------------------------------------------------------------
-
-SERIES: dict[str, Callable[[Any], Any]] = {
-    "tanh": lambda x: 1 - 2 / ((2 * x).exp() + 1),
-    "sigmoid": lambda x: 1 / ((-x).exp() + 1),
-    "softplus": lambda x: (x.exp() + 1).log(),
-    "erf": lambda x: x.erf(),
-    "gelu": lambda x: x * ((x * (1 / arb(2).sqrt())).erf() + 1) / 2,
-    "silu": lambda x: x / ((-x).exp() + 1),
-}
 
 
 def second_derivative(name: str, x: float) -> arb:

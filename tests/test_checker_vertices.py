@@ -6,6 +6,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+from feedforward import layered
 
 from lipctrl.certificates.checker import vertices as module
 from lipctrl.certificates.checker.graph import Graph, Node
@@ -19,16 +20,7 @@ ONE = 1 + 2.0**-40  # matrices that are singular are never proved
 LINEAR = {"method": "multipliers", "multipliers": [[]]}  # every unit is split
 
 
-def graph_of(weights, op="relu", **attributes) -> Graph:
-    nodes = [Node("input", (), {"name": "x", "size": np.shape(weights[0])[1]})]
-    for k in range(len(weights)):
-        nodes.append(Node("affine", (len(nodes) - 1,), {"weight": f"w{k}", "bias": None}))
-        if k < len(weights) - 1:
-            nodes.append(Node(op, (len(nodes) - 1,), attributes))
-    return Graph(tuple(nodes), {"y": len(nodes) - 1}, {f"w{k}": np.array(weight, dtype=float) for k, weight in enumerate(weights)})
-
-
-ABSOLUTE = graph_of([[[1], [-1]], [[1, 1]]])  # relu(x) + relu(-x): slopes 1, -1, and 0 if both may be closed
+ABSOLUTE = layered([[[1], [-1]], [[1, 1]]])  # relu(x) + relu(-x): slopes 1, -1, and 0 if both may be closed
 HALF = Network((Input(2), Activation(0, np.array([-1.0, 0.5]), np.array([2.0, 0.5]))), 1, np.ones(2), np.ones(2))
 
 
@@ -165,7 +157,7 @@ def test_leaves_may_have_different_proofs():
 
 def test_a_proof_of_another_vertex_is_none():
     """2 relu(x) - relu(y): each proof holds at its own vertex."""
-    graph = graph_of([np.eye(2), [[2, -1]]])
+    graph = layered([np.eye(2), [[2, -1]]])
     low, high = ({"method": "multipliers", "multipliers": [[value]]} for value in ("3/2", "5"))
     assert prove(graph, [[0, 0], 0, 1], [low, high], 2.5) == 2.5
     assert prove(graph, [[0, 0], 1, 1], [low, high], 2.5) == 2.5
@@ -174,7 +166,7 @@ def test_a_proof_of_another_vertex_is_none():
 
 
 def test_the_ends_of_slopes_come_from_the_graph():
-    leaky = graph_of([[[1.0]], [[1.0]]], "leaky_relu", slope=Fraction(-3))
+    leaky = layered([[[1.0]], [[1.0]]], "leaky_relu", slope=Fraction(-3))
     assert prove(leaky, [[0, 0], 0, 0], [LINEAR], bound=3 * ONE) == 3 * ONE
     refuses("do not prove", leaky, [[0, 0], 0, 0], [LINEAR], bound=2.99)
 
@@ -182,7 +174,7 @@ def test_the_ends_of_slopes_come_from_the_graph():
 @pytest.mark.parametrize("group_size", [2, 3, 4])
 def test_sorted_groups_are_exchanges_of_neighbours(group_size):
     """Sorting and undoing nothing: every vertex is a permutation, of norm 1; outputs weighed by 1, 2, ... have norm sqrt(1 + 4 + ...)."""
-    graph = graph_of([np.eye(group_size), [np.arange(group_size) + 1.0]], "group_sort", group_size=group_size)
+    graph = layered([np.eye(group_size), [np.arange(group_size) + 1.0]], "group_sort", group_size=group_size)
     rounds = {2: [[0]], 3: [[0], [0], [0]], 4: [[0, 1], [0], [0, 1], [0]]}[group_size]
     splits = [[layer, unit] for layer, units in enumerate(rounds) for unit in units]
     tree, linear = full_tree(splits), {"method": "multipliers", "multipliers": [[] for _ in rounds]}
@@ -197,7 +189,7 @@ def full_tree(splits):
 
 
 def test_recentred_networks_and_scales_are_split_as_well():
-    inner = graph_of([[[3.0]], [[2.0]]], "abs")
+    inner = layered([[[3.0]], [[2.0]]], "abs")
     nodes = (Node("input", (), {"name": "x", "size": 1}), Node("recentre", (0,), {"graph": inner, "point": (Fraction(0),), "offset": "o"}))
     graph = Graph(nodes, {"y": 1}, {"o": np.zeros(1), **inner.tensors})
     claim = {"property": "lipschitz", "norm": "l2", "input_scale": ["2"], "output_scale": ["5"], "bound": float(15 * ONE).hex()}

@@ -21,10 +21,7 @@ from lipctrl.certificates.checker.local_slopes import Cells, local_slopes
 F = Fraction
 
 
-@pytest.fixture(autouse=True)
-def _quiet() -> Any:
-    with np.errstate(all="ignore"):
-        yield
+pytestmark = pytest.mark.usefixtures("quiet")
 
 
 def one(x: float) -> Interval:

@@ -40,10 +40,7 @@ from lipctrl.certificates.checker.verifiers.local_lipschitz import EXPANSION, Pr
 F = Fraction
 
 
-@pytest.fixture(autouse=True)
-def _quiet() -> Any:
-    with np.errstate(all="ignore"):
-        yield
+pytestmark = pytest.mark.usefixtures("quiet")
 
 
 def spread_of(*radii: float) -> Any:

@@ -19,10 +19,7 @@ from lipctrl.certificates.checker.jacobian import Family, family_gains, family_r
 F = Fraction
 
 
-@pytest.fixture(autouse=True)
-def _quiet() -> Any:
-    with np.errstate(all="ignore"):
-        yield
+pytestmark = pytest.mark.usefixtures("quiet")
 
 
 # --- families -----------------------------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import smooth
 from flint import arb, arb_series, ctx
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -22,10 +23,7 @@ from lipctrl.certificates.checker.local_slopes import Cells, local_slopes
 F = Fraction
 
 
-@pytest.fixture(autouse=True)
-def _quiet() -> Any:
-    with np.errstate(all="ignore"):
-        yield
+pytestmark = pytest.mark.usefixtures("quiet")
 
 
 # --- random graphs ---------------------------------------------------------------------------------------------------------------
@@ -170,12 +168,7 @@ def cells(low: Any, high: Any, **options: Any) -> Cells:
 # --- derivatives -------------------------------------------------------------------------------------------------------------------
 
 SERIES: dict[str, Any] = {
-    "tanh": lambda x: 1 - 2 / ((2 * x).exp() + 1),
-    "sigmoid": lambda x: 1 / ((-x).exp() + 1),
-    "softplus": lambda x: (x.exp() + 1).log(),
-    "erf": lambda x: x.erf(),
-    "gelu": lambda x: x * ((x * (1 / arb(2).sqrt())).erf() + 1) / 2,
-    "silu": lambda x: x / ((-x).exp() + 1),
+    **smooth.SERIES,
     "exp": lambda x: x.exp(),
     "log": lambda x: x.log(),
     "sqrt": lambda x: x.sqrt(),

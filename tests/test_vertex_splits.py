@@ -9,6 +9,7 @@ from random import Random
 
 import numpy as np
 import pytest
+from feedforward import layered
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mutations import accepted
@@ -29,18 +30,9 @@ J = [[[0, 2], [0, -2], [0, 1]], [[-2, 0, -1], [1, 1, -2], [-2, -2, 1]], [[-2, 2,
 SLOPES = {"relu": (0, 1), "tanh": (0, 1), "abs": (-1, 1), "sigmoid": (0, 0.25)}
 
 
-def graph_of(weights, op="relu", **attributes) -> Graph:
-    nodes = [Node("input", (), {"name": "x", "size": np.shape(weights[0])[1]})]
-    for k in range(len(weights)):
-        nodes.append(Node("affine", (len(nodes) - 1,), {"weight": f"w{k}", "bias": None}))
-        if k < len(weights) - 1:
-            nodes.append(Node(op, (len(nodes) - 1,), attributes))
-    return Graph(tuple(nodes), {"y": len(nodes) - 1}, {f"w{k}": np.array(weight, dtype=float) for k, weight in enumerate(weights)})
-
-
 def random_graph(sizes, seed, op="relu", **attributes) -> Graph:
     generator = np.random.default_rng(seed)
-    return graph_of([generator.standard_normal((m, n)) for n, m in pairwise(sizes)], op, **attributes)
+    return layered([generator.standard_normal((m, n)) for n, m in pairwise(sizes)], op, **attributes)
 
 
 def largest_vertex(graph: Graph, norm: str = "l2", scale_in=1.0, scale_out=1.0) -> float:
@@ -74,7 +66,7 @@ def largest_vertex(graph: Graph, norm: str = "l2", scale_in=1.0, scale_out=1.0) 
 @pytest.mark.parametrize(("weights", "truth"), [(A, 1), (C, 1), (J, 12)], ids="ACJ")
 @pytest.mark.parametrize("norm", ["l2", "linf"])
 def test_oracles(weights, truth, norm):
-    graph = graph_of(weights)
+    graph = layered(weights)
     found = certify_lipschitz(graph, norm, tolerance=1e-7, splits=100)
     assert largest_vertex(graph, norm) == pytest.approx(truth, rel=1e-12)
     assert found.floor == pytest.approx(largest_vertex(graph, norm), rel=1e-9)
@@ -83,7 +75,7 @@ def test_oracles(weights, truth, norm):
 
 
 def test_one_multiplier_for_each_unit_proves_less():
-    graph = graph_of(J)
+    graph = layered(J)
     assert certify_lipschitz(graph, splits=0, witness=False).upper.value == pytest.approx(14.0421, rel=1e-5)
     by_default = certify_lipschitz(graph, witness=False).upper  # more than 10 % above the floor
     assert by_default.method == "vertices" and by_default.value == pytest.approx(12, rel=1e-5)
@@ -230,7 +222,7 @@ def test_accepted_mutants_are_true(valid: dict[str, Path], name: str) -> None:
 @pytest.mark.parametrize("splits", [-1, 2.5, "3"])
 def test_splits_that_are_no_number(splits):
     with pytest.raises(InputError, match="splits is"):
-        certify_lipschitz(graph_of(J), splits=splits)
+        certify_lipschitz(layered(J), splits=splits)
 
 
 # --- the search -----------------------------------------------------------------------------------------------------------

@@ -8,19 +8,19 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
 from lipctrl.certificates.checker.curved import CurvedAlgebra
 from lipctrl.certificates.checker.domain import halves
-from lipctrl.certificates.checker.enclosure import Enclosed, Scalar
 from lipctrl.certificates.checker.intervals import Array, Interval
 from lipctrl.certificates.checker.jacobian import quick_gains
-from lipctrl.certificates.checker.local_slopes import Cells, Local, LocalSlopes, entering
+from lipctrl.certificates.checker.local_slopes import LocalSlopes, entering
 from lipctrl.certificates.checker.verdict import Rejected
 from lipctrl.certificates.checker.verifiers.local_lipschitz import EXPANSION, MAX_PROOFS, Problem
 from lipctrl.certificates.lipschitz.affordable import proof_products
+from lipctrl.certificates.lipschitz.blame import Blaming, input_to_split
 from lipctrl.certificates.lipschitz.local_multipliers import bound_cell
 
 MAX_ORDER = 1500  #: variables beyond which no multipliers are sought on a cell
@@ -59,20 +59,8 @@ class Node:
         return self.children
 
 
-class _Blaming(CurvedAlgebra):
-    """Also says which inputs make slopes uncertain: ``blame`` (k, B) is width of slopes times movement, summed over the units."""
-
-    def __init__(self, cells: Cells, problem: Problem) -> None:
-        super().__init__(cells, problem.remembered)
-        self.first = self.entering() if problem.curved else entering(cells)
-        self.blame: Array = np.zeros((len(cells.free), len(cells.low)))
-
-    def _scalar(self, x: Enclosed, function: Scalar, quotients: Scalar) -> Local:
-        result = super()._scalar(x, function, quotients)
-        slopes, linear = self.nodes.get(self._place), cast(Local, x).linear
-        if slopes is not None and linear is not None:
-            self.blame = self.blame + ((slopes.high - slopes.low) * linear.magnitude * self._radius).sum(-1)
-        return result
+class _BlamingSlopes(Blaming, CurvedAlgebra):
+    """Slopes on cells, to first order if the problem is curved, that also say which inputs make them uncertain."""
 
 
 @dataclass
@@ -116,8 +104,9 @@ class Search:
     def _analysed(self, low: Array, high: Array) -> tuple[LocalSlopes, Array, Array]:
         cells, empty = self.problem.domain.cells(low, high)
         with np.errstate(all="ignore"):
-            algebra = _Blaming(cells, self.problem)
-            output = algebra.run(self.problem.graph, algebra.first, ())
+            algebra = _BlamingSlopes(cells, self.problem.remembered)
+            first = algebra.entering() if self.problem.curved else entering(cells)
+            output = algebra.run(self.problem.graph, first, ())
         return LocalSlopes(output, algebra.nodes, algebra.spread), empty, algebra.blame
 
     def _evaluated(self, boxes: Sequence[tuple[Array, Array, int, float]]) -> list[Node]:
@@ -132,7 +121,7 @@ class Search:
                 gains = self._gains(found, len(part))
             gains = np.where(empty, 0.0, np.where(np.isnan(gains), np.inf, gains))
             for i, (low, high, depth, around) in enumerate(part):
-                axis = self._axis(low, high, np.broadcast_to(blame, (len(free), len(part)))[:, i])
+                axis = input_to_split(low, high, free, np.broadcast_to(blame, (len(free), len(part)))[:, i])
                 own = float(gains[i])
                 nodes.append(Node(low, high, axis, own, min(own, around), depth))
         self.cells += len(boxes)
@@ -150,16 +139,6 @@ class Search:
         middles = np.linalg.norm(middle, 2, axis=(1, 2)) + quick_gains(Interval(radius, radius))
         gains: Array = np.minimum(quick, np.minimum(middles, np.linalg.norm(matrices.magnitude, 2, axis=(1, 2))) * (1 + 1e-12))
         return gains
-
-    def _axis(self, low: Array, high: Array, blame: Array) -> int:
-        free = self.problem.domain.free
-        middle = 0.5 * low[free] + 0.5 * high[free]
-        can = (low[free] < middle) & (middle < high[free])
-        score = np.where(can & np.isfinite(blame), blame, np.where(can, 0.0, -1.0))
-        if not score.max(initial=-1.0) > 0:  # nothing to blame: the widest
-            score = np.where(can, high[free] - low[free], -1.0)
-        best = int(np.argmax(score))
-        return int(free[best]) if score[best] >= 0 else -1
 
     def split(self, nodes: list[Node]) -> None:
         """Replace nodes by their halves. Nodes that cannot be split stay."""

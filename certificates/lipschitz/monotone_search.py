@@ -14,12 +14,12 @@ from flint import ctx
 from lipctrl.certificates.checker.balls import PRECISION, ball, evaluate_balls
 from lipctrl.certificates.checker.bundle import graph_cost
 from lipctrl.certificates.checker.domain import Domain, halves
-from lipctrl.certificates.checker.enclosure import Enclosed, Remembered, Scalar
 from lipctrl.certificates.checker.graph import Graph
 from lipctrl.certificates.checker.intervals import Array
-from lipctrl.certificates.checker.local_slopes import Cells, Local
+from lipctrl.certificates.checker.local_slopes import Cells
 from lipctrl.certificates.checker.signs import Notes
 from lipctrl.certificates.checker.verifiers.monotonicity import MAX_LEAVES, Monotone
+from lipctrl.certificates.lipschitz.blame import Blaming, input_to_split
 from lipctrl.core.numpy_evaluation import compile_numpy
 from lipctrl.core.progress import Progress
 
@@ -123,19 +123,8 @@ class Sampler:
         return low, high
 
 
-class _Blaming(Notes):
-    """Also says which inputs make slopes uncertain: ``blame`` (k, B) is width of slopes times movement, summed over the units."""
-
-    def __init__(self, cells: Cells, remembered: Remembered | None) -> None:
-        super().__init__(cells, remembered)
-        self.blame: Array = np.zeros((len(cells.free), len(cells.low)))
-
-    def _scalar(self, x: Enclosed, function: Scalar, quotients: Scalar) -> Local:
-        result = super()._scalar(x, function, quotients)
-        slopes, linear = self.nodes.get(self._place), cast(Local, x).linear
-        if slopes is not None and linear is not None:
-            self.blame = self.blame + ((slopes.high - slopes.low) * linear.magnitude * self._radius).sum(-1)
-        return result
+class _BlamingNotes(Blaming, Notes):
+    """Notes on cells that also say which inputs make slopes uncertain."""
 
 
 @dataclass(eq=False)
@@ -219,22 +208,14 @@ class Search:
 
     def _evaluated(self, boxes: list[tuple[Array, Array, int]]) -> list[Node]:
         low, high = (np.stack([box[end] for box in boxes]) for end in (0, 1))
-        notes = _Blaming(Cells(low, high, self.domain.free), self.problem.remembered)
+        notes = _BlamingNotes(Cells(low, high, self.domain.free), self.problem.remembered)
         moves, finite = self.problem.on_cells(notes)
         holds = np.stack([~moves.down, ~moves.up]) & finite[None, None, :, None]
         blame = np.broadcast_to(notes.blame, (len(self.domain.free), len(boxes)))
         self.cells += len(boxes)
-        return [Node(a, b, self._axis(a, b, blame[:, i]), holds[:, :, i], depth) for i, (a, b, depth) in enumerate(boxes)]
-
-    def _axis(self, low: Array, high: Array, blame: Array) -> int:
-        free = self.domain.free
-        middle = 0.5 * low[free] + 0.5 * high[free]
-        can = (low[free] < middle) & (middle < high[free])
-        score = np.where(can & np.isfinite(blame), blame, np.where(can, 0.0, -1.0))
-        if not score.max(initial=-1.0) > 0:  # nothing to blame: the widest
-            score = np.where(can, high[free] - low[free], -1.0)
-        best = int(np.argmax(score))
-        return int(free[best]) if score[best] >= 0 else -1
+        return [
+            Node(a, b, input_to_split(a, b, self.domain.free, blame[:, i]), holds[:, :, i], depth) for i, (a, b, depth) in enumerate(boxes)
+        ]
 
     def tree(self) -> list[Any]:
         """The smallest split tree whose leaves prove what is asked, in preorder."""
