@@ -19,7 +19,7 @@ Array = NDArray[np.float64]
 
 
 def phase_portrait(
-    ax: Axes, loop: ClosedLoop, fates: Fates | None = None, *, axes: tuple[int, int] = (0, 1), level: str = "proved", seed: int = 0
+    ax: Axes, loop: ClosedLoop, fates: Fates | None = None, *, axes: tuple[int, int] = (0, 1), level: str, seed: int = 0
 ) -> dict[str, Any]:
     """The plane of two state coordinates: proved region, simulated fates, where the loop moves, a few trajectories.
 
@@ -281,7 +281,7 @@ def policy_surface(
 
 
 def lipschitz_slopes(
-    ax: Axes, slopes: Array, *, upper: float | None, lower: float | None = None, level: str = "proved", unit: str = ""
+    ax: Axes, slopes: Array, *, upper: float | None, lower: float | None = None, level: str, unit: str = ""
 ) -> dict[str, Any]:
     """Sampled slopes (N,), which are lower estimates only, beside the upper bound, whose ``level`` is written at its line."""
     ends = [value for value in (upper, lower, float(slopes.max())) if value is not None]
