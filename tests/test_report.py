@@ -112,7 +112,7 @@ def legend_texts(ax):
 
 def test_figures_change_nothing_global(loop, fates):
     before = dict(mpl.rcParams)
-    phase_portrait(axes(), loop, fates)
+    phase_portrait(axes(), loop, fates, level="unknown")
     assert dict(mpl.rcParams) == before
     import sys
 
@@ -174,14 +174,14 @@ def test_policy_surface_shows_the_action(loop):
 
 def test_lipschitz_slopes_never_calls_a_sample_a_bound():
     ax = axes()
-    drawn = lipschitz_slopes(ax, np.array([0.1, 0.9]), upper=1.00004, lower=0.99996)
+    drawn = lipschitz_slopes(ax, np.array([0.1, 0.9]), upper=1.00004, lower=0.99996, level="proved")
     assert drawn["upper"].get_xdata()[0] == 1.00004
     assert legend_texts(ax) == [
         "slopes of random pairs: lower estimates (numerical)",
         "steepest pair found: at least 0.9999",
         "upper bound: at most 1.001 (proved)",
     ]
-    assert "upper" not in lipschitz_slopes(axes(), np.array([0.1]), upper=None)
+    assert "upper" not in lipschitz_slopes(axes(), np.array([0.1]), upper=None, level="unknown")
 
 
 def test_time_series_marks_the_ends_of_the_box():
