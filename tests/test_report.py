@@ -112,7 +112,7 @@ def legend_texts(ax):
 
 def test_figures_change_nothing_global(loop, fates):
     before = dict(mpl.rcParams)
-    phase_portrait(axes(), loop, fates, level="unknown")
+    phase_portrait(axes(), loop, fates, level="proved")
     assert dict(mpl.rcParams) == before
     import sys
 
