@@ -58,6 +58,7 @@ TESTS = {  # tests made for the file, which take seconds
     "signs.py": ["checker_signs"],
     "slopes.py": ["checker_network"],
     "sorts.py": ["checker_sorts"],
+    "symbols.py": ["checker_symbols", "local_units"],
     "unit_splits.py": ["local_units"],
     "verdict.py": ["checker_verdict"],
     "vertices.py": ["checker_vertices"],

@@ -16,7 +16,7 @@ from lipctrl.certificates.checker.expansion import record, remainder, row_remain
 from lipctrl.certificates.checker.graph import Graph, Node
 from lipctrl.certificates.checker.intervals import Interval
 from lipctrl.certificates.checker.local_slopes import COORDINATE_WISE
-from lipctrl.certificates.checker.unit_splits import Margins, NoPoint, read_passes
+from lipctrl.certificates.checker.unit_splits import MAX_SYMBOLS, Margins, NoPoint, read_passes
 from lipctrl.certificates.checker.verdict import Rejected
 from lipctrl.certificates.checker.verifiers.local_lipschitz import prove_local, read_problem
 from lipctrl.certificates.lipschitz import Budget, certify_local_lipschitz
@@ -458,7 +458,7 @@ def test_what_is_believed_about_leaves_holds_for_their_points(seed):
         leaf = Leaf(*problem.domain.box(), None, half_lines)
         try:
             passes = read_passes(ranges, problem.graph, len(half_lines)) if seed % 2 else sought(problem, leaf)
-            found = problem.slopes_in_leaf(leaf, passes)
+            found = problem.slopes_in_leaf(leaf, passes, int(generator.choice([0, 1, 3, MAX_SYMBOLS])))
         except Rejected as error:
             assert "not finite" in str(error)
             continue

@@ -341,7 +341,7 @@ def test_a_ball_is_better_than_the_box_around_it():
         ([0], "index of a proof"),
         ([True], "index of a proof"),
         (["plain"], "index of a proof"),
-        ([{"method": "multipliers"}], "index of a proof"),
+        ([{"method": "multipliers"}], "leaf: missing keys"),
         (None, "list in preorder"),
     ],
 )

@@ -15,6 +15,7 @@ from test_local_lipschitz import ACTIVATIONS, STEP_UP, ZERO, all_values, claim_o
 
 from lipctrl.certificates.checker import domain as splitting
 from lipctrl.certificates.checker import unit_splits
+from lipctrl.certificates.checker import work as counting
 from lipctrl.certificates.checker.bundle import parse_certificate
 from lipctrl.certificates.checker.domain import HalfLine, Leaf, read_leaves, read_place
 from lipctrl.certificates.checker.enclosure import Remembered
@@ -24,7 +25,7 @@ from lipctrl.certificates.checker.jacobian import quick_gains
 from lipctrl.certificates.checker.kinds import check
 from lipctrl.certificates.checker.local_slopes import COORDINATE_WISE, Cells, Local
 from lipctrl.certificates.checker.sorts import without_sorts
-from lipctrl.certificates.checker.unit_splits import read_passes
+from lipctrl.certificates.checker.unit_splits import MAX_SYMBOLS, read_passes
 from lipctrl.certificates.checker.verdict import Rejected
 from lipctrl.certificates.checker.verifiers import local_lipschitz as module
 from lipctrl.certificates.checker.verifiers.local_lipschitz import prove_local, read_problem
@@ -212,10 +213,31 @@ def test_every_pass_and_every_factor_is_read():
         refuses([*both, {"ranges": [[[2, 1, "high", factors]]], "proof": None}], "factor of a range is negative")
 
 
-def test_tables_are_for_leaves_that_units_cut():
-    refuses([ABOVE], "where it is cut by units")
-    refuses([[0, "0"], BELOW, None], "where it is cut by units")
+def test_tables_are_for_all_leaves():
+    assert prove_local(APART, claim_of([-2], [2], 2.1), cells(BELOW)) == 2.1
+    assert prove_local(APART, claim_of([-2], [2], 2.1), cells([0, "0"], BELOW, None)) == 2.1
+    refuses([ABOVE], "list of 0 numbers")
     refuses([[2, 0, "0"], {"ranges": [[]]}, ABOVE], "missing keys")
+
+
+@pytest.mark.parametrize("symbols", [-1, MAX_SYMBOLS + 1, True, 1.0, "1", None, [1]])
+def test_symbols_that_are_refused(symbols):
+    refuses([TREE[0], {**BELOW, "symbols": symbols}, ABOVE], "must be an integer from 0 to 512")
+    for accepted in (0, MAX_SYMBOLS):
+        assert prove_local(APART, CLAIM, cells(TREE[0], {**BELOW, "symbols": accepted}, ABOVE)) == 1 + 1e-9
+
+
+def test_symbols_count_as_work_and_need_room(monkeypatch):
+    tree = [TREE[0], {**BELOW, "symbols": MAX_SYMBOLS}, ABOVE]
+    few, many = (read_problem(APART, CLAIM)[0].work(count) for count in (0, MAX_SYMBOLS))
+    assert many.cell > 10 * few.cell and many.floats > 10 * few.floats
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "MAX_WORK", 3 * (few.cell + few.batch))
+        assert prove_local(APART, CLAIM, cells(*TREE))
+        refuses(tree, "ranges in 2 leaves are more work")
+    monkeypatch.setattr(counting, "MAX_FLOATS", few.floats * 3)
+    assert prove_local(APART, CLAIM, cells(*TREE))
+    refuses(tree, "512 symbols are more than this network leaves room for")
 
 
 def test_half_lines_and_work_are_bounded(monkeypatch):
@@ -321,7 +343,7 @@ def against_points(rng, generator, graph, domain, points, noise=1e-10):
     values = all_values(problem.graph, points)
     half_lines, inside = selection(rng, generator, problem.graph, values)
     passes = read_passes(random_ranges(rng, generator, problem.graph, len(half_lines)), problem.graph, len(half_lines))
-    found = problem.slopes_in_leaf(Leaf(*problem.domain.box(), None, half_lines), passes)
+    found = problem.slopes_in_leaf(Leaf(*problem.domain.box(), None, half_lines), passes, rng.choice([0, 1, 4, MAX_SYMBOLS]))
     if found is None:
         assert not inside.any()
         return True

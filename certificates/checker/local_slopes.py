@@ -171,8 +171,12 @@ class LocalAlgebra(EnclosureAlgebra):
         factor, rest = line()
         steady = iv.point(factor)
         middle, deviation = rest.centre_radius()
-        error = up(up(np.abs(factor) * x.error) + deviation)
-        return self._formed(value, steady * x.centre + iv.point(middle), _times(x.slope, slopes), _times(x.linear, steady), error)
+        centre, error = steady * x.centre + iv.point(middle), up(np.abs(factor) * x.error)
+        return self._deviating(Local(value, centre, _times(x.slope, slopes), _times(x.linear, steady), error), deviation)
+
+    def _deviating(self, local: Local, deviation: Array) -> Local:
+        """A value whose form is known up to this deviation (B, n), beside its error."""
+        return self._formed(local.value, local.centre, local.slope, local.linear, up(local.error + deviation))
 
     def _line(self, v: Interval, function: Scalar, quotients: Scalar, slopes: Interval, curvature: float) -> tuple[Array, Interval]:
         """Floats s and intervals that hold f(t) - s t for all t in v."""

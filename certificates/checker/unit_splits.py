@@ -5,9 +5,10 @@ that is an affine function of x which is not negative in the leaf. Any sum of su
 negative may be added to the form of another unit's value: what that is at most, over the whole box, bounds the value in the
 leaf. The factors come from the file. They may be anything: good ones are the dual solution of a linear program.
 
-A leaf is judged in passes. Each encloses the graph once; the values that enter a coordinate-wise node are cut to its half-lines
-and to the ends that the factors prove, with the margins known so far: those of this pass, and for nodes further on those
-of the pass before. Where nothing is left of a range the leaf holds no point of the domain.
+A leaf is judged in passes. Each encloses the graph once, the errors of uncertain units being symbols of their own; the values
+that enter a coordinate-wise node are cut to its half-lines and to the ends that the factors prove, with the margins known so far:
+those of this pass, and for nodes further on those of the pass before. Where nothing is left of a range the leaf holds no point of
+the domain. A part of the domain without half-lines can be judged in the same way, for the sake of the symbols.
 """
 
 from __future__ import annotations
@@ -24,11 +25,13 @@ from lipctrl.certificates.checker.domain import HalfLine, read_place
 from lipctrl.certificates.checker.enclosure import Enclosed, Remembered, Scalar
 from lipctrl.certificates.checker.graph import Graph
 from lipctrl.certificates.checker.intervals import Array, Interval, up
-from lipctrl.certificates.checker.local_slopes import Cells, Local, LocalAlgebra, LocalSlopes, entering
+from lipctrl.certificates.checker.local_slopes import Cells, Local, LocalSlopes, entering
 from lipctrl.certificates.checker.network import Place
+from lipctrl.certificates.checker.symbols import SymbolAlgebra
 from lipctrl.certificates.checker.verdict import Rejected
 
 MAX_PASSES = 4
+MAX_SYMBOLS = 512  #: in each pass
 
 
 @dataclass(frozen=True)
@@ -68,9 +71,9 @@ def _read_pass(entries: list[object], graph: Graph, count: int) -> Pass:
 
 @dataclass
 class Margins:
-    """Functions ``constant`` + ``linear`` (x - c) that are not negative in a leaf, one for each half-line: (m,), (k, m).
+    """Functions ``constant`` + ``linear`` y that are not negative in a leaf, one for each half-line: (m,), (k + symbols, m).
 
-    Those that are not known yet are 0, which is no lie.
+    The coordinates y are x - c, then the symbols of a pass. Functions that are not known yet are 0, which is no lie.
     """
 
     constant: Array
@@ -81,17 +84,26 @@ class Margins:
         """No margin is known."""
         return Margins(np.zeros(count), Interval(np.zeros((inputs, count)), np.zeros((inputs, count))))
 
+    def without_symbols(self, inputs: int) -> Margins:
+        """Functions of x alone that are no smaller: for another pass, which has other symbols."""
+        low, high = self.linear.low, self.linear.high
+        slack = 1 + 4 * (len(low) + 8) * iv.UNIT
+        most = up(self.constant + np.maximum(-low[inputs:], high[inputs:]).sum(0) * slack)
+        return Margins(most, Interval(low[:inputs].copy(), high[:inputs].copy()))
+
 
 class NoPoint(Exception):  # noqa: N818 - a finding, not an error
     """Raised on the way where the range of a unit is empty: the leaf holds no point of the domain."""
 
 
-class HalvedAlgebra(LocalAlgebra):
-    """One pass over a graph on the part of one cell that half-lines leave; ``margins`` are replaced by those of this pass."""
+class HalvedAlgebra(SymbolAlgebra):
+    """One pass over a graph on the part of one cell that half-lines leave; ``margins`` are in the end those of this pass."""
 
-    def __init__(self, cells: Cells, half_lines: Sequence[HalfLine], ends: Pass, margins: Margins, remembered: Remembered) -> None:
-        super().__init__(cells, remembered)
-        self.margins = margins
+    def __init__(
+        self, cells: Cells, half_lines: Sequence[HalfLine], ends: Pass, margins: Margins, remembered: Remembered, limit: int = 0
+    ) -> None:
+        super().__init__(cells, remembered, limit)
+        self.margins = margins.without_symbols(len(cells.free))
         self.half_lines, self.ends = half_lines, ends
         self._missing = set(range(len(half_lines)))
 
@@ -134,22 +146,31 @@ class HalvedAlgebra(LocalAlgebra):
         if not bool(np.isfinite([*constant, *rest.magnitude, *linear.magnitude.ravel()]).all()):
             raise Rejected(f"the value that enters unit {half.index} of node {half.place} is not finite where the tree splits by it")
         self._missing.discard(number)
-        self.margins.constant[number] = constant[0]
-        self.margins.linear.low[:, number], self.margins.linear.high[:, number] = linear.low[:, 0], linear.high[:, 0]
+        margins = self._margins()
+        margins.constant[number] = constant[0]
+        margins.linear.low[:, number], margins.linear.high[:, number] = linear.low[:, 0], linear.high[:, 0]
+
+    def _margins(self) -> Margins:
+        """The margins, with a row for every symbol so far."""
+        ends = self.margins.linear.low[:, None], self.margins.linear.high[:, None]
+        rows = self._full(Interval(*ends), len(self.half_lines))
+        self.margins.linear = Interval(rows.low[:, 0], rows.high[:, 0])
+        return self.margins
 
     def _most(self, x: Local, n: int, ends: Ends) -> Array:
         """The most that the value of each unit can be in the leaf, or where its lower end is in question its opposite: (T,)."""
         centre, linear, error = self._form(x, n, ends.index)
-        added = iv.affine(iv.point(self.margins.constant), ends.factors, None).high
+        margins = self._margins()
+        added = iv.affine(iv.point(margins.constant), ends.factors, None).high
         constant = up(up(_signed(centre, ends.upper).high + error) + added)
-        slope = _signed(linear, ends.upper) + iv.affine(self.margins.linear, ends.factors, None)
+        slope = _signed(linear, ends.upper) + iv.affine(margins.linear, ends.factors, None)
         most: Array = up(constant + self._spread(slope.magnitude[:, None])[0])
         return most
 
     def _form(self, x: Local, n: int, index: Sequence[int] | Array) -> tuple[Interval, Interval, Array]:
-        """Centre (T,), linear part (k, T) and error (T,) of some of the n values."""
-        k, linear = len(self._cells.free), iv.point(np.zeros(())) if x.linear is None else x.linear
-        whole = [np.broadcast_to(end, (k, 1, n))[:, 0, index] for end in (linear.low, linear.high)]
+        """Centre (T,), linear part (k + symbols, T) and error (T,) of some of the n values."""
+        linear = self._full(iv.point(np.zeros((0, 1, n))) if x.linear is None else x.linear, n)
+        whole = [end[:, 0, index] for end in (linear.low, linear.high)]
         centre = [np.broadcast_to(end, (1, n))[0, index] for end in (x.centre.low, x.centre.high)]
         return Interval(*centre), Interval(*whole), np.broadcast_to(x.error, (1, n))[0, index]
 
@@ -160,13 +181,18 @@ def _signed(x: Interval, plus: Array | bool) -> Interval:
 
 
 def slopes_in_leaf(
-    graph: Graph, cells: Cells, half_lines: Sequence[HalfLine], passes: Sequence[Pass], remembered: Remembered
+    graph: Graph, cells: Cells, half_lines: Sequence[HalfLine], passes: Sequence[Pass], remembered: Remembered, limit: int
 ) -> LocalSlopes | None:
-    """Slopes on the part of one cell that half-lines leave; ``None`` where that holds no point. Raises Rejected or GraphError."""
+    """Slopes on the part of one cell that half-lines leave; ``None`` where that holds no point. Raises Rejected or GraphError.
+
+    ``limit`` is how many symbols each pass may have.
+    """
     margins, found = Margins.unknown(len(half_lines), len(cells.free)), None
     for ends in passes:
+        algebra = HalvedAlgebra(cells, half_lines, ends, margins, remembered, limit)
         try:
-            found = HalvedAlgebra(cells, half_lines, ends, margins, remembered).whole(graph)
+            found = algebra.whole(graph)
         except NoPoint:
             return None
+        margins = algebra.margins
     return found

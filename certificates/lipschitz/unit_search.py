@@ -25,9 +25,9 @@ from lipctrl.certificates.checker.intervals import Array, Interval
 from lipctrl.certificates.checker.jacobian import quick_gains, row_gains
 from lipctrl.certificates.checker.local_slopes import Local, LocalSlopes
 from lipctrl.certificates.checker.network import Place
-from lipctrl.certificates.checker.unit_splits import Ends, HalvedAlgebra, Margins, NoPoint, Pass
+from lipctrl.certificates.checker.unit_splits import MAX_SYMBOLS, Ends, HalvedAlgebra, Margins, NoPoint, Pass
 from lipctrl.certificates.checker.verdict import Rejected
-from lipctrl.certificates.checker.verifiers.local_lipschitz import MAX_PROOFS, PER_FACTOR, Problem
+from lipctrl.certificates.checker.verifiers.local_lipschitz import MAX_PROOFS, Problem, work_of_passes
 from lipctrl.certificates.lipschitz.affordable import proof_products
 from lipctrl.certificates.lipschitz.box_programs import ball_multipliers, multipliers
 from lipctrl.certificates.lipschitz.local_multipliers import bound_cell
@@ -56,6 +56,7 @@ class Leaf:
     own: float = math.inf
     passes: list[Pass] = field(default_factory=list)
     found: LocalSlopes | None = None
+    symbols: int = 0
     margins: Margins | None = None
     split: Split | None = None
     proof: dict[str, Any] | None = None
@@ -87,7 +88,7 @@ class Narrowing(HalvedAlgebra):
         cells, empty = problem.domain.cells(leaf.low[None], leaf.high[None])
         if empty[0]:
             raise NoPoint
-        super().__init__(cells, leaf.half_lines, {}, margins, problem.remembered)
+        super().__init__(cells, leaf.half_lines, {}, margins, problem.remembered, most_symbols(problem))
         self.linear: dict[Place, Array] = {}  # (k, n)
         self.kinks: dict[Place, Array] = {}  # (n,): inside the range, or NaN
         self.factors: dict[Place, tuple[Array, Array]] = {}
@@ -105,24 +106,26 @@ class Narrowing(HalvedAlgebra):
                 self.ends[self._place] = self._sought(x, np.flatnonzero(uncertain))
                 x = super()._narrowed(x)
             self.kinks[self._place] = _kink_inside(x.value, self._kinks() or [])
-        n = x.value.low.shape[1]
+        n, k = x.value.low.shape[1], len(self._cells.free)
         if x.linear is not None:
-            self.linear[self._place] = np.broadcast_to(_middle(x.linear)[:, 0], (len(self._cells.free), n))
+            self.linear[self._place] = np.broadcast_to(_middle(x.linear)[:k, 0], (k, n))
         return x
 
     def _sought(self, x: Local, index: Array) -> Ends:
         """Ends for both sides of the ranges of these units, where they move far enough."""
         index, sign = np.concatenate([index, index]), np.repeat([1.0, -1.0], len(index))
-        n, radius = x.value.low.shape[1], self.radius
-        linear = np.broadcast_to(_middle(cast(Interval, x.linear))[:, 0], (len(radius), n))[:, index]
-        normals, constants = -_middle(self.margins.linear).T, self.margins.constant
+        n, ones = x.value.low.shape[1], np.ones(self.symbols)
+        radius = np.append(self.radius, ones)
+        linear = _middle(self._full(cast(Interval, x.linear), n))[:, 0, index]
+        margins = self._margins()
+        normals, constants = -_middle(margins.linear).T, margins.constant
         known: Array = np.asarray(normals.any(1))
         factors = np.zeros((len(index), len(known)))
         objectives, normals = (sign * linear).T, normals[known]
         factors[:, known] = multipliers(objectives * radius, normals * radius, constants[known])
         ends = Ends(index, sign > 0, _shortened(factors))
         if self._cells.reach is not None and self._cells.scale is not None:
-            stretch = self._cells.reach[0] / self._cells.scale
+            stretch = np.append(self._cells.reach[0] / self._cells.scale, ones)
             factors[:, known] = ball_multipliers(objectives * stretch, normals * stretch, constants[known])
             other = Ends(index, ends.upper, _shortened(factors))
             nearer = self._most(x, n, other) < self._most(x, n, ends)
@@ -142,6 +145,11 @@ class Narrowing(HalvedAlgebra):
         result = super().div(x, y)
         self.factors[self._place] = _middle(x.value)[0], _middle(y.value)[0]
         return result
+
+
+def most_symbols(problem: Problem) -> int:
+    """As many symbols as a pass may have, and as there is room for."""
+    return next(count for count in (MAX_SYMBOLS, MAX_SYMBOLS // 8, 0) if not count or problem.work(count).cells_at_once)
 
 
 def _middle(x: Interval) -> Array:
@@ -255,7 +263,7 @@ class UnitSearch:
                 leaf.own = leaf.effective = 0.0
                 return
             finally:
-                leaf.work = self._work_on(leaf)
+                leaf.work = work_of_passes(self.problem, leaf.passes, leaf.symbols)
             leaf.margins = algebra.margins
             matrix = self.problem.matrices(leaf.found, 1)
             leaf.own = self._gain(matrix)
@@ -264,18 +272,16 @@ class UnitSearch:
                 leaf.split = _choice(self.problem, leaf, algebra, matrix)
         self._multiplied(leaf, 0.0)
 
-    def _work_on(self, leaf: Leaf) -> float:
-        """What the checker counts for the passes over a leaf that is cut by units."""
-        work, each = self.problem.work(), PER_FACTOR + len(self.problem.domain.free)
-        return len(leaf.passes) * (work.cell + work.batch) + leaf.numbers * each if leaf.half_lines else 0.0
-
     def _enclosed(self, leaf: Leaf) -> tuple[Narrowing, LocalSlopes]:
         """The last pass over a leaf, and the slopes that it found. Raises NoPoint where the leaf holds none."""
         margins = Margins.unknown(len(leaf.half_lines), len(self.problem.domain.free))
         while True:
             algebra = Narrowing(self.problem, leaf, margins)
             leaf.passes.append(algebra.ends)
-            found = algebra.whole(self.problem.graph)
+            try:
+                found = algebra.whole(self.problem.graph)
+            finally:
+                leaf.symbols = max(leaf.symbols, algebra.symbols)
             all_known = {half.place for half in leaf.half_lines} <= {*itertools.islice(algebra.kinks, 1)}  # at all units
             if all_known or len(leaf.passes) == PASSES:
                 return algebra, found
@@ -330,10 +336,12 @@ def _point_inside(leaf: Leaf, free: Array) -> Array:
     point, radius = 0.5 * leaf.low + 0.5 * leaf.high, (0.5 * leaf.high - 0.5 * leaf.low)[free]
     if leaf.margins is None or not leaf.half_lines or not len(free):
         return point
-    rows = -_middle(leaf.margins.linear).T * radius
+    rows = -_middle(leaf.margins.without_symbols(len(free)).linear).T * radius
     normals = np.column_stack([rows, np.abs(rows).sum(1)])
     limits = [*[(-1.0, 1.0)] * len(free), (None, 1.0)]
-    result = linprog(np.append(np.zeros(len(free)), -1.0), A_ub=normals, b_ub=leaf.margins.constant, bounds=limits)
+    result = linprog(
+        np.append(np.zeros(len(free)), -1.0), A_ub=normals, b_ub=leaf.margins.without_symbols(len(free)).constant, bounds=limits
+    )
     if result.status == 0:
         point[free] += radius * result.x[:-1]
     return point
@@ -346,8 +354,6 @@ def has_kinks(graph: Graph) -> bool:
 
 def _entry(leaf: Leaf, index: int) -> Any:
     proof = None if leaf.proof is None else index
-    if not leaf.half_lines:
-        return proof
     ranges = [
         [
             [_filed(place), int(j), "high" if upper else "low", [float(v).hex() if v else "0" for v in factors]]
@@ -356,7 +362,7 @@ def _entry(leaf: Leaf, index: int) -> Any:
         ]
         for found in leaf.passes
     ]
-    return {"ranges": ranges, "proof": proof}
+    return {"ranges": ranges, "symbols": leaf.symbols, "proof": proof}
 
 
 def _filed(place: Place) -> Any:

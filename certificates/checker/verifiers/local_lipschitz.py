@@ -48,7 +48,7 @@ from lipctrl.certificates.checker.network import Affine, Network, Place, read_ne
 from lipctrl.certificates.checker.products import products_of_norms
 from lipctrl.certificates.checker.slopes import enclose
 from lipctrl.certificates.checker.sorts import without_sorts
-from lipctrl.certificates.checker.unit_splits import Pass, read_passes, slopes_in_leaf
+from lipctrl.certificates.checker.unit_splits import MAX_SYMBOLS, Pass, read_passes, slopes_in_leaf
 from lipctrl.certificates.checker.verdict import Rejected, Verdict, shown, verified
 from lipctrl.certificates.checker.verifiers.lipschitz_bound import (
     KIND,
@@ -95,11 +95,11 @@ class Problem:
             enclose_slopes = curved_slopes if self.curved else local_slopes
             return enclose_slopes(self.graph, cells, self.remembered), empty
 
-    def slopes_in_leaf(self, leaf: Leaf, passes: Sequence[Pass]) -> LocalSlopes | None:
-        """Slopes on a leaf that is cut by units, or ``None`` where it surely holds no point of the domain. Raises Rejected."""
+    def slopes_in_leaf(self, leaf: Leaf, passes: Sequence[Pass], symbols: int = 0) -> LocalSlopes | None:
+        """Slopes on a leaf by passes with so many symbols, or ``None`` where it surely holds no point of the domain. Raises Rejected."""
         with _rejecting():
             cells, empty = self.domain.cells(leaf.low[None], leaf.high[None])
-            return None if empty[0] else slopes_in_leaf(self.graph, cells, leaf.half_lines, passes, self.remembered)
+            return None if empty[0] else slopes_in_leaf(self.graph, cells, leaf.half_lines, passes, self.remembered, symbols)
 
     def expanded(self, low: Array, high: Array) -> float:
         """A bound on one box (n,) by :mod:`lipctrl.certificates.checker.expansion`; no number where there is none. Raises Rejected."""
@@ -170,11 +170,11 @@ class Problem:
         k, (values, weights) = len(self.domain.free), graph_cost(self.graph)
         return values * (PER_VALUE + 500.0 * k**2 + 2.0 * k**3 + 2.0 * len(self.scale_out) ** 2) + 10.0 * k**2 * weights
 
-    def work(self) -> Work:
-        """The work on one leaf without a proof of its own."""
+    def work(self, symbols: int = 0) -> Work:
+        """The work on one leaf without a proof of its own, or of a pass with so many symbols."""
         k, m = len(self.domain.free), len(self.scale_out)
         second = k * (k + 2) if self.curved else 0
-        cell, batch, floats_kept = work_of_graph(self.graph, 2 * k + 8 + second)
+        cell, batch, floats_kept = work_of_graph(self.graph, 2 * k + 8 + second + symbols)
         careful = 0 if min(k, m) == 1 or self.norm == "linf" else 30_000 + 4 * (min(k, m) ** 3 + k * m * min(k, m)) // 100
         turned, bases = (2000 + second * m * (40 + (k + m) // 4) + m**3 // 100, 4 * m * m) if self.curved else (0, 0)
         floats_kept = 2 * floats_kept + (12 + second) * k * m + bases
@@ -271,20 +271,21 @@ def _prove_slopes(problem: Problem, bound: float, leaves: list[Leaf], found: Loc
 
 
 def _prove_others(problem: Problem, bound: float, leaves: list[Leaf], proofs: list[Any]) -> None:
-    """Leaves with a proof of their own, or cut by units."""
+    """Leaves with a proof of their own, or judged by passes."""
     entries = [_read_entry(leaf, problem.graph, proofs) for leaf in leaves]
-    if (count := sum(proof is not None for proof, _ in entries)) > MAX_PROOFS:
+    if (count := sum(entry.proof is not None for entry in entries)) > MAX_PROOFS:
         raise Rejected(f"{count} leaves have proofs of their own, at most {MAX_PROOFS} are accepted")
-    if not sum(_work_in_leaf(problem, leaf, passes) for leaf, (_, passes) in zip(leaves, entries, strict=True)) <= MAX_WORK:
+    if not sum(work_of_passes(problem, entry.passes, entry.symbols) for entry in entries) <= MAX_WORK:
         raise Rejected(f"the ranges in {len(leaves)} leaves are more work than the checker does")
     products, values = 0.0, graph_cost(problem.graph)[0]
-    for leaf, (proof, passes) in zip(leaves, entries, strict=True):
-        if proof is not None and proofs[proof].get("method") == EXPANSION:
+    for leaf, entry in zip(leaves, entries, strict=True):
+        proof = None if entry.proof is None else proofs[entry.proof]
+        if proof is not None and proof.get("method") == EXPANSION:
             products += problem.expansion_products()
-            _prove_expansion(problem, bound, leaf, proofs[proof], products)
+            _prove_expansion(problem, bound, leaf, proof, products)
             continue
-        if leaf.half_lines:
-            found = problem.slopes_in_leaf(leaf, passes)
+        if entry.passes:
+            found = problem.slopes_in_leaf(leaf, entry.passes, entry.symbols)
         else:
             slopes, empty = problem.slopes(leaf.low[None], leaf.high[None])
             found = None if empty[0] else slopes
@@ -297,12 +298,12 @@ def _prove_others(problem: Problem, bound: float, leaves: list[Leaf], proofs: li
         products += products_of(network, problem.norm) + values * PER_VALUE
         if not products <= MAX_PRODUCTS:
             raise Rejected("the proofs of the leaves are more work than the checker does")
-        problem.prove(network, bound, proofs[proof])
+        problem.prove(network, bound, proof)
 
 
 def _prove_expansion(problem: Problem, bound: float, leaf: Leaf, proof: dict[str, Any], products: float) -> None:
     fields(proof, ("method",), "proof")
-    if leaf.half_lines or not problem.curved:
+    if type(leaf.entry) is not int or leaf.half_lines or not problem.curved:
         raise Rejected("an expansion is for whole boxes, and for smooth networks of few inputs")
     if not products <= MAX_PRODUCTS:
         raise Rejected("the proofs of the leaves are more work than the checker does")
@@ -310,22 +311,37 @@ def _prove_expansion(problem: Problem, bound: float, leaf: Leaf, proof: dict[str
         raise Rejected(f"the expansion in the leaf {leaf.low.tolist()} .. {leaf.high.tolist()} does not prove {bound!r}")
 
 
-def _read_entry(leaf: Leaf, graph: Graph, proofs: list[Any]) -> tuple[int | None, list[Pass]]:
-    """The index of a leaf's proof, if it has one, and its passes: one without ranges where the file gives none."""
-    entry, passes = leaf.entry, [Pass()]
-    if leaf.half_lines and isinstance(entry, dict):
-        table = fields(entry, ("ranges", "proof"), "leaf")
-        entry, passes = table["proof"], read_passes(table["ranges"], graph, len(leaf.half_lines))
-    if entry is not None and not (type(entry) is int and 0 <= entry < len(proofs) and isinstance(proofs[entry], dict)):
-        raise Rejected("a leaf must be null or the index of a proof, or where it is cut by units a table of ranges and proof")
-    return entry, passes
+@dataclass(frozen=True)
+class _Entry:
+    """What a file says about a leaf: the index of a proof, and how its slopes are found; without passes on its box alone."""
+
+    proof: int | None
+    passes: list[Pass]
+    symbols: int = 0
 
 
-def _work_in_leaf(problem: Problem, leaf: Leaf, passes: list[Pass]) -> int:
-    """The work of passes over a leaf that is cut by units, beside one on a whole cell."""
-    work, each = problem.work(), PER_FACTOR + len(problem.domain.free)
-    factors = sum(ends.factors.size + len(ends.index) for ends_of in passes for ends in ends_of.values())
-    return len(passes) * (work.cell + work.batch) + factors * each if leaf.half_lines else 0
+def _read_entry(leaf: Leaf, graph: Graph, proofs: list[Any]) -> _Entry:
+    """In a leaf that is cut by units there is one pass where the file gives none."""
+    if isinstance(leaf.entry, dict):
+        table = fields(leaf.entry, ("ranges", "proof"), "leaf", ("symbols",))
+        symbols = table.get("symbols", 0)
+        if type(symbols) is not int or not 0 <= symbols <= MAX_SYMBOLS:
+            raise Rejected(f"the symbols of a leaf must be an integer from 0 to {MAX_SYMBOLS}")
+        entry = _Entry(table["proof"], read_passes(table["ranges"], graph, len(leaf.half_lines)), symbols)
+    else:
+        entry = _Entry(leaf.entry, [Pass()] if leaf.half_lines else [])
+    proof = entry.proof
+    if proof is not None and not (type(proof) is int and 0 <= proof < len(proofs) and isinstance(proofs[proof], dict)):
+        raise Rejected("a leaf must be null or the index of a proof, or a table of ranges and proof")
+    return entry
+
+
+def work_of_passes(problem: Problem, passes: Sequence[Pass], symbols: int) -> int:
+    """The work of passes over a leaf, beside one on a whole cell. Raises Rejected where numbers for so many symbols take too much room."""
+    work, factors = problem.work(symbols), sum(ends.factors.size + len(ends.index) for found in passes for ends in found.values())
+    if passes and not work.cells_at_once:
+        raise Rejected(f"{symbols} symbols are more than this network leaves room for")
+    return len(passes) * (work.cell + work.batch) + factors * (PER_FACTOR + len(problem.domain.free) + symbols)
 
 
 def products_of(network: Network, norm: str) -> float:
