@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -107,7 +108,7 @@ def deviating(deviation, value, limit, symbols=0):
     algebra = SymbolAlgebra(cells, None, limit)
     algebra.symbols = symbols
     n = len(deviation)
-    linear = iv.point(np.ones((1, 1, n)))
+    linear = Interval(np.ones((1, 1, n)), np.full((1, 1, n), 2.0))
     local = Local(Interval(-np.array([value]), np.array([value])), iv.point(np.zeros((1, n))), linear, linear, np.zeros((1, n)))
     return algebra, algebra._deviating(local, np.array([deviation]))
 
@@ -116,6 +117,7 @@ def test_the_greatest_deviations_become_symbols():
     algebra, found = deviating([1.0, 3.0, 0.0, 2.0], [10.0] * 4, 2)
     assert algebra.symbols == 2 == algebra.coordinates - 1
     assert found.linear.low[1:, 0].tolist() == found.linear.high[1:, 0].tolist() == [[0, 3, 0, 0], [0, 0, 0, 2]]
+    assert found.linear.high[0, 0].tolist() == [2, 2, 2, 2]
     assert 1 <= found.error[0, 0] < 1 + 1e-12 and (found.error[0, 1:] < 1e-300).all()
     assert found.linear.low[0, 0].tolist() == [1, 1, 1, 1]
 
@@ -135,8 +137,9 @@ def test_what_is_not_finite_is_no_symbol(size):
 
 
 def test_rounding_is_no_symbol():
-    algebra, found = deviating([2.0**-41, 2.0**-39], [1.0, 1.0], 8)
-    assert algebra.symbols == 1 and found.linear.high[1, 0].tolist() == [0, 2.0**-39] and found.error[0, 0] >= 2.0**-41
+    least = np.nextafter(2.0**-40, 1)
+    algebra, found = deviating([2.0**-40, least], [1.0, 1.0], 8)
+    assert algebra.symbols == 1 and found.linear.high[1, 0].tolist() == [0, least] and found.error[0, 0] >= 2.0**-40
 
 
 def test_spread_adds_symbols_as_they_are():
@@ -147,3 +150,13 @@ def test_spread_adds_symbols_as_they_are():
     ball = Cells(cells.low, cells.high, cells.free, np.array([1.0]), np.array([1.0, 0.5]))
     inside = SymbolAlgebra(ball, None, 9)._spread(size)[0, 0]
     assert np.hypot(1, 0.5) + 3.5 <= inside <= np.hypot(1, 0.5) + 3.5 + 1e-12
+
+
+def test_sums_of_symbols_are_rounded_up():
+    algebra, generator = SymbolAlgebra(box([-1.0], [1.0]), None, 9), np.random.default_rng(0)
+    assert algebra._spread(np.array([0.0, 3.0, 0.5])[:, None, None])[0, 0] >= 3.5
+    for _ in range(20):
+        size = np.append(0.0, generator.random(500))
+        found = float(algebra._spread(size[:, None, None])[0, 0])
+        exact = sum(map(Fraction, size.tolist()))
+        assert exact <= Fraction(found) <= exact * (1 + Fraction(1, 10**12))

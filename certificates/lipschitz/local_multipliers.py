@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from scipy.linalg import solve_triangular
 
 from lipctrl.certificates.checker.definite import OutOfRange
+from lipctrl.certificates.checker.increments import Unrolled
 from lipctrl.certificates.checker.intervals import Array, UnsafeArithmetic
 from lipctrl.certificates.checker.network import Network
 from lipctrl.certificates.checker.verdict import Rejected
@@ -27,14 +28,17 @@ from lipctrl.certificates.lipschitz.system import System, build_system
 from lipctrl.core.progress import no_progress
 
 
+@dataclass(frozen=True)
 class CellProblem(Problem):
     """A problem whose network form holds on one cell only: the evidence is judged for that form."""
+
+    unrolled: dict[str, Unrolled] = field(default_factory=dict)  #: what the checker's code keeps from one judgement to the next
 
     def proved(self, bound: float, evidence: Mapping[str, Any], gap: float | None = None) -> UpperBound | None:
         """The bound on the cell if the checker's code accepts it, else ``None``."""
         try:
             with np.errstate(all="ignore"):
-                prove_network(self.network, self.norm, self.scale_in, self.scale_out, bound, evidence)
+                prove_network(self.network, self.norm, self.scale_in, self.scale_out, bound, evidence, self.unrolled)
         except (Rejected, OutOfRange, UnsafeArithmetic):
             return None
         return UpperBound(float(bound), evidence["method"], {}, evidence, gap)

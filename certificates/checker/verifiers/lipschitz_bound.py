@@ -134,10 +134,19 @@ def effective_scales(network: Network, input_scale: tuple[Fraction, ...], output
     return enclose(inputs, inputs).low, enclose(outputs, outputs).high
 
 
-def prove_network(network: Network, norm: str, scale_in: Array, scale_out: Array, bound: float, evidence: Mapping[str, Any]) -> None:
+def prove_network(
+    network: Network,
+    norm: str,
+    scale_in: Array,
+    scale_out: Array,
+    bound: float,
+    evidence: Mapping[str, Any],
+    unrolled: dict[str, Unrolled] | None = None,
+) -> None:
     """Return if the evidence proves |S_out dy| <= ``bound`` |S_in dx| for every increment that the network form allows.
 
-    Raises Rejected with the reason otherwise, OutOfRange or UnsafeArithmetic where nothing can be decided.
+    ``unrolled`` keeps the increments of this network, for those who ask about it again. Raises Rejected with the reason otherwise,
+    OutOfRange or UnsafeArithmetic where nothing can be decided.
     """
     method = evidence.get("method")
     if norm == "l2" and method == "norm-product":
@@ -152,10 +161,10 @@ def prove_network(network: Network, norm: str, scale_in: Array, scale_out: Array
             raise Rejected(f"the product of absolute values is {product!r}, which is not at most the bound {bound!r}")
     elif norm == "l2" and method == "multipliers":
         fields(evidence, ("method", "multipliers"), "evidence")
-        _Multipliers(network, scale_in, scale_out, bound).prove_euclidean(evidence["multipliers"])
+        _Multipliers(network, scale_in, scale_out, bound, unrolled).prove_euclidean(evidence["multipliers"])
     elif norm == "linf" and method == "multipliers":
         fields(evidence, ("method", "rows"), "evidence")
-        _Multipliers(network, scale_in, scale_out, bound).prove_maximum(evidence["rows"])
+        _Multipliers(network, scale_in, scale_out, bound, unrolled).prove_maximum(evidence["rows"])
     elif method == "windows":
         fields(evidence, ("method", "windows"), "evidence")
         _prove_windows(network, norm, scale_in, scale_out, bound, evidence["windows"])
@@ -201,14 +210,16 @@ def _prove_windows(network: Network, norm: str, scale_in: Array, scale_out: Arra
 class _Multipliers:
     """Proofs by multipliers of one bound; increments are unrolled once in each arithmetic."""
 
-    def __init__(self, network: Network, scale_in: Array, scale_out: Array, bound: float) -> None:
+    def __init__(
+        self, network: Network, scale_in: Array, scale_out: Array, bound: float, unrolled: dict[str, Unrolled] | None = None
+    ) -> None:
         self.network, self.scale_in, self.scale_out, self.bound = network, scale_in, scale_out, bound
         self.order = sum(network.variables)
         if self.order > MAX_ORDER:
             raise Rejected(f"the matrix has {self.order} rows, at most {MAX_ORDER} are judged")
         if not 0 < bound < math.inf:
             raise Rejected(f"the bound must be positive and finite, got {bound!r}")
-        self.unrolled: dict[str, Unrolled] = {}
+        self.unrolled = {} if unrolled is None else unrolled
         self.in_balls = 0
 
     def prove_euclidean(self, filed: object) -> None:
