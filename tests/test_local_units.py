@@ -240,6 +240,50 @@ def test_symbols_count_as_work_and_need_room(monkeypatch):
     refuses(tree, "512 symbols are more than this network leaves room for")
 
 
+def test_margins_without_symbols_are_rounded_up():
+    generator = np.random.default_rng(0)
+    for inputs, symbols in ((2, 0), (0, 1), (1, 3), (2, 300)):
+        middle, width = generator.standard_normal((inputs + symbols, 4)), generator.random((inputs + symbols, 4))
+        margins = unit_splits.Margins(generator.standard_normal(4), Interval(middle - width, middle + width))
+        found = margins.without_symbols(inputs)
+        assert (found.linear.low == margins.linear.low[:inputs]).all() and (found.linear.high == margins.linear.high[:inputs]).all()
+        found.linear.low[:], found.linear.high[:] = -9, 9  # nothing is shared with the margins of another pass
+        assert (margins.linear.low[:inputs] > -9).all() and (margins.linear.high[:inputs] < 9).all()
+        for number in range(4):
+            sizes = [
+                max(-F(low), F(high))
+                for low, high in zip(margins.linear.low[inputs:, number], margins.linear.high[inputs:, number], strict=True)
+            ]
+            exact = F(margins.constant[number]) + sum(sizes)
+            assert exact <= F(found.constant[number]) <= exact + F(1, 10**12) * (1 + sum(sizes))
+
+
+def test_a_pass_does_not_change_the_margins_before_it():
+    (cells_, _), problem = read_problem(APART, CLAIM)[0].domain.cells(np.array([[-2.0]]), np.array([[2.0]])), read_problem(APART, CLAIM)[0]
+    before = unit_splits.Margins.unknown(1, 1)
+    algebra = unit_splits.HalvedAlgebra(cells_, [HalfLine(2, 0, 0.0, True)], {}, before, Remembered(), 4)
+    algebra.whole(problem.graph)
+    assert before.constant.tolist() == [0] and before.linear.high.tolist() == [[0]] and algebra.margins.linear.high[0, 0] > 0.9
+
+
+def test_units_that_do_not_vary_may_be_split_by():
+    nodes = (
+        Node("input", (), {"name": "x", "size": 1}),
+        Node("constant", (), {"values": (F(1), F(2))}),
+        Node("relu", (1,)),
+        Node("abs", (0,)),
+        Node("add", (2, 3)),
+    )
+    graph = Graph(nodes, {"y": 4}, {})
+    claim = claim_of([-2], [2], 1.5)
+    filed = {"ranges": [[[2, 1, "high", ["1"]], [2, 1, "low", ["0"]]]], "proof": None}
+    assert prove_local(graph, claim_of([-2], [2], 1.5), cells([2, 0, "1/2"], filed, {**filed, "symbols": 3})) == 1.5
+    problem, _ = read_problem(graph, claim)
+    for above, empty in ((True, False), (False, True)):
+        half = HalfLine(2, 0, 0.5, above)
+        assert (problem.slopes_in_leaf(Leaf(*problem.domain.box(), None, (half,)), [{}]) is None) == empty
+
+
 def test_half_lines_and_work_are_bounded(monkeypatch):
     def deep(count):
         return [*[[2, 0, "3"]] * count, *[None] * (count + 1)]
