@@ -253,13 +253,14 @@ def within(low, high):
 
 
 class Judged:
-    """Pairs of points with what the function does to them, scaled: ``rise`` and ``run``, and ``middle`` of the two."""
+    """Pairs of points with what the function does to them, scaled: ``rise`` and ``run``; ``middle`` of the two, ``half`` of the way."""
 
     def __init__(self, problem, x, y, at_x, at_y):
         self.free, scale_out = problem.domain.free, problem.scale_out
         self.rise = [ball(s) * (a - b) for s, a, b in zip(scale_out, at_x, at_y, strict=True)]
         self.run = [ball(problem.scale_in[i] * (x[i] - y[i])) for i in self.free]
         self.middle = [(x[i] + y[i]) / 2 for i in self.free]
+        self.half = [(x[i] - y[i]) / 2 for i in self.free]
 
     def is_at_most(self, bound, norm):
         return not math.isfinite(bound) or not norm_of(self.rise, norm) > ball(bound) * norm_of(self.run, norm)
@@ -281,17 +282,19 @@ def pairs_of(problem, graph, generator, count):
     return [Judged(problem, found[i], found[j], values[i], values[j]) for i, j in itertools.pairwise(range(count)) if found[i] != found[j]]
 
 
-def first_order(family, pair, centre, error):
-    """The increment's image under the family at the middle of a pair."""
+def polynomial(family, pair, centre, error):
+    """The increment's image under the family, in the mean over the segment between both points."""
     d = [ball(m - F(float(c))) for m, c in zip(pair.middle, centre[pair.free], strict=True)]
 
     def bent(i, j):
-        more = (
-            arb(0)
-            if family.parts is None
-            else sum(v * within(family.parts.low[k, 0, i, j], family.parts.high[k, 0, i, j]) for k, v in enumerate(d))
-        )
-        return more + (within(-family.error[0, i, j], family.error[0, i, j]) if error else 0)
+        more = within(-family.error[0, i, j], family.error[0, i, j]) if error else arb(0)
+        for k, v in enumerate(d):
+            if family.parts is not None:
+                more += v * within(family.parts.low[k, 0, i, j], family.parts.high[k, 0, i, j])
+            for h, w in enumerate(d) if family.curves is not None else ():
+                square = v * w + ball(pair.half[k] * pair.half[h] / 3)
+                more += square * within(family.curves.low[k, h, 0, i, j], family.curves.high[k, h, 0, i, j]) / 2
+        return more
 
     return pair.image(family.centre.low[0], family.centre.high[0], bent)
 
@@ -305,15 +308,17 @@ def test_every_enclosure_holds_the_increments_of_random_graphs(seed, smooth):
     found, _ = problem.slopes(low[None], high[None])
     gain, matrices, family = float(problem.gains(found, 1)[0]), problem.matrices(found, 1), problem.family(found, 1)
     centre, _ = Interval(cells.low[0], cells.high[0]).centre_radius()
-    errors = record(problem.graph, cells, problem.remembered)[1] if family is not None and problem.curved else None
+    recorded, errors = record(problem.graph, cells, problem.remembered) if family is not None and problem.curved else (None, None)
+    third = None if errors is None else problem.family(recorded, 1)
     expanded = problem.expanded(low, high) if errors is not None else math.nan
     for pair in pairs_of(problem, graph, generator, 8):
         assert pair.is_at_most(gain, problem.norm) and pair.is_at_most(expanded, problem.norm)
         assert all(a.overlaps(b) for a, b in zip(pair.rise, pair.image(matrices.low[0], matrices.high[0]), strict=True))
         if errors is None:
             continue
-        assert all(a.overlaps(b) for a, b in zip(pair.rise, first_order(family, pair, centre, True), strict=True))
-        left = [a - b for a, b in zip(pair.rise, first_order(family, pair, centre, False), strict=True)]
+        for known in (family, third):
+            assert all(a.overlaps(b) for a, b in zip(pair.rise, polynomial(known, pair, centre, True), strict=True))
+        left = [a - b for a, b in zip(pair.rise, polynomial(third, pair, centre, False), strict=True)]
         scales = problem._scales()
         assert not norm_of(left, "l2") > ball(remainder(errors, *scales, family.spread)) * norm_of(pair.run, "l2")
         rows = row_remainders(errors, *scales, family.spread)
@@ -372,7 +377,7 @@ def test_the_expansion_forgets_no_operation(op):
     found, errors = record(problem.graph, cells, problem.remembered)
     family, scales, most = problem.family(found, 1), problem._scales(), 0.0
     for pair in pairs_of(problem, graph, np.random.default_rng(1), 40):
-        left = [a - b for a, b in zip(pair.rise, first_order(family, pair, 0.5 * low + 0.5 * high, False), strict=True)]
+        left = [a - b for a, b in zip(pair.rise, polynomial(family, pair, 0.5 * low + 0.5 * high, False), strict=True)]
         for kind, bound in (
             ("l2", remainder(errors, *scales, family.spread)),
             ("linf", float(row_remainders(errors, *scales, family.spread)[0])),
@@ -504,8 +509,8 @@ def test_higher_derivatives_against_series(name):
             low, high = sorted((abs(low) + 1e-9, abs(high) + 1e-9))
         enclosed = higher(Interval(np.array([[low]]), np.array([[high]])))
         for t in np.clip([low, high, *(low + (high - low) * generator.random(3))], low, high):
-            terms = SERIES[name](arb_series([arb(float(t)), 1], 4))
-            for order, found in zip((2, 3), enclosed, strict=True):
+            terms = SERIES[name](arb_series([arb(float(t)), 1], 5))
+            for order, found in zip((2, 3, 4), enclosed, strict=True):
                 true, ends = terms[order] * math.factorial(order), (found.low.item(), found.high.item())
                 if true.is_finite() and all(map(math.isfinite, ends)):
                     seen += 1

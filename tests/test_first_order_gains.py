@@ -60,7 +60,7 @@ def test_members_have_no_greater_gain(shape: Any, seed: int) -> None:
 
 
 def hull(one: Family) -> Interval:
-    reach = one.error + (0 if one.parts is None else one.most(one.parts))
+    reach = one.error + one.most()
     return Interval(one.centre.low - reach, one.centre.high + reach)
 
 

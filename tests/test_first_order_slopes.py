@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from fractions import Fraction
 from typing import Any
 
@@ -14,8 +15,9 @@ from hypothesis import strategies as st
 from loops import Sketch
 
 from lipctrl.certificates.checker.balls import evaluate_balls
-from lipctrl.certificates.checker.curved import Curved, Model, curved_slopes
+from lipctrl.certificates.checker.curved import Curved, Model, all_entries, curved_slopes
 from lipctrl.certificates.checker.derivatives import higher_derivatives, is_curved, reciprocal
+from lipctrl.certificates.checker.expansion import record
 from lipctrl.certificates.checker.graph import Graph, Node
 from lipctrl.certificates.checker.intervals import Interval
 from lipctrl.certificates.checker.local_slopes import Cells, local_slopes
@@ -92,14 +94,17 @@ def spans(x: Interval, *index: int) -> arb:
 
 
 def requires(model: Model, low: Any, high: Any, x: Any, y: Any, at: list[arb], there: list[arb], row: int = 0) -> None:
-    """The claims about one pair of points, in balls: refuted only where the balls are apart."""
+    """The claims about one pair of points, in balls: refuted only where the balls are apart.
+
+    Increments are means of A over the segment, along which d d is d d + h h / 3 in the mean, h half of the way.
+    """
     c, dx = [], []
     k = len(x)
     for i in range(k):
         c.append((arb(float(low[i])) + arb(float(high[i]))) / 2)
         dx.append(arb(float(x[i])) - arb(float(y[i])))
     d = [(arb(float(x[i])) + arb(float(y[i]))) / 2 - c[i] for i in range(k)]
-    away = [arb(float(x[i])) - c[i] for i in range(k)]
+    away, half, twist = [arb(float(x[i])) - c[i] for i in range(k)], [v / 2 for v in dx], model.twist and all_entries(model.twist, k)
     for j in range(len(at)):
         moved, value, most = arb(0), spans(model.centre, row, j), arb(0)
         for i in range(k):
@@ -108,6 +113,10 @@ def requires(model: Model, low: Any, high: Any, x: Any, y: Any, at: list[arb], t
                 for n in range(k):
                     entry += d[n] * spans(model.bend, n, i, row, j)
                     first += away[n] * spans(model.bend, n, i, row, j) / 2
+            if twist is not None:
+                for n, o in itertools.product(range(k), repeat=2):
+                    entry += (d[n] * d[o] + half[n] * half[o] / 3) * spans(twist, n, o, i, row, j) / 2
+                    first += away[n] * away[o] * spans(twist, n, o, i, row, j) / 6
             moved += entry * dx[i]
             value += first * away[i]
             most += arb(float(model.play[i, row, j])) * abs(dx[i])
@@ -125,9 +134,9 @@ def pairs(random: Any, low: Any, high: Any, count: int) -> Any:
         yield x, y
 
 
-@given(st.integers(0, 10**6), st.integers(1, 3), st.integers(1, 7), st.sampled_from([1e-9, 1e-3, 0.03, 0.3, 3.0]))
-@settings(max_examples=60)
-def test_pairs_of_points_do_what_the_model_says(seed: int, inputs: int, steps: int, radius: float) -> None:
+@given(st.integers(0, 10**6), st.integers(1, 3), st.integers(1, 7), st.sampled_from([1e-9, 1e-3, 0.03, 0.3, 3.0]), st.booleans())
+@settings(max_examples=120)
+def test_pairs_of_points_do_what_the_model_says(seed: int, inputs: int, steps: int, radius: float, cubic: bool) -> None:
     maker = Maker(seed)
     graph, random = maker.graph(inputs, steps), np.random.default_rng(seed)
     centre = random.standard_normal(inputs)
@@ -135,7 +144,7 @@ def test_pairs_of_points_do_what_the_model_says(seed: int, inputs: int, steps: i
     high = np.where(random.random(inputs) < 0.2, low, high)
     free = np.flatnonzero(high > low)
     cells = Cells(low[None], high[None], free)
-    found, plain = curved_slopes(graph, cells).output, local_slopes(graph, cells)
+    found, plain = (record(graph, cells)[0] if cubic and len(free) else curved_slopes(graph, cells)).output, local_slopes(graph, cells)
     slack = 1e-12 * (1 + plain.output.value.magnitude)
     assert (found.value.low >= plain.output.value.low - slack).all() and (found.value.high <= plain.output.value.high + slack).all()
     if not len(free) or found.slope is None:
@@ -182,7 +191,7 @@ HALF_LINE = {"log", "sqrt", "div"}
 
 
 @pytest.mark.parametrize("name", SERIES)
-def test_second_and_third_derivatives_on_points_and_intervals(name: str) -> None:
+def test_higher_derivatives_on_points_and_intervals(name: str) -> None:
     node = Node("power", (0,), {"exponent": int(name[5:])}) if name.startswith("power") else Node(name, (0,))
     higher = reciprocal if name == "div" else higher_derivatives(node)
     assert higher is not None
@@ -190,8 +199,8 @@ def test_second_and_third_derivatives_on_points_and_intervals(name: str) -> None
     points = np.linspace(0.25 if name in HALF_LINE else -limit, limit, 97)
     exact = []
     for p in points:
-        series = SERIES[name](arb_series([float(p), 1], prec=5))
-        exact.append([float(2 * series[2].mid()), float(6 * series[3].mid())])
+        series = SERIES[name](arb_series([float(p), 1], prec=6))
+        exact.append([float(factor * series[order].mid()) for factor, order in ((2, 2), (6, 3), (24, 4))])
     values = np.array(exact)
     for k, found in enumerate(higher(Interval(points, points))):
         slack = 1e-12 * (1 + np.abs(values[:, k]))
@@ -210,7 +219,7 @@ def test_ranges_of_derivatives_are_tight_on_small_intervals() -> None:
         assert higher is not None
         for width in (1e-2, 1e-4):
             for found in higher(Interval(at, at + width)):
-                assert (found.high - found.low < 40 * width).all()
+                assert (found.high - found.low < 150 * width).all()
     everywhere = Interval(np.array([-9.0]), np.array([9.0]))
     for name, most in (("tanh", 2), ("sigmoid", 0.25), ("softplus", 0.25)):  # what both factors allow
         higher = higher_derivatives(Node(name, (0,)))
@@ -293,7 +302,7 @@ def test_products_are_exact_to_first_order() -> None:
     model = found.model
     assert model.play.max() < 1e-12 and model.error.max() < 1e-12 and model.bend is not None
     assert np.allclose(model.bend.low[:, :, 0, 0], [[0, 1], [1, 0]]) and np.allclose(model.linear.high[:, 0, 0], [3, 1])
-    assert np.allclose(model.swing[:, 0, 0], [2, 2]) and np.allclose(model.sag, 4)
+    assert np.allclose(model.swings[1][:, 0, 0], [2, 2]) and np.allclose(model.sizes[1], 4)
 
 
 def test_a_signal_of_length_one_may_be_repeated_before_an_affine_node() -> None:

@@ -1,54 +1,59 @@
-"""The gain of a graph on one cell to first order, with the errors of all units bounded together.
+"""The gain of a graph on one cell by Taylor polynomials, with the errors of all units bounded together.
 
-Let A hold between two points of the cell (see :mod:`lipctrl.certificates.checker.curved`), and let A_0 be its part that is affine
-in d. Where a signal is multiplied by the slope of a unit, or by another signal, it gets an error: if its increments are P + d B, to
-first order, and the multiplier is g + l d + e with |l d| and |e| bounded, then e P + (l d + e) d B is missing. All that comes later
-multiplies an error by N, the derivatives of the output with the true multipliers: A - A_0 is the sum of all N (e P + (l d + e) d B),
-exactly. With N as columns, P and B_k as rows, any positive numbers D, and e, l as diagonal matrices,
+Let A be the slopes at a point x of the cell and A_0 the derivative of the output's polynomial, see
+:mod:`lipctrl.certificates.checker.curved`. Where a signal is multiplied by the slope of a unit, or by another signal, it gets an error:
+of the product of P' = P'_1 + P'_2 + P'_3, parts of degree 0, 1 and 2 in x - c, with the multiplier only what is below the order
+is kept, so some e_1 P'_1 + e_2 P'_2 + e_3 P'_3 is missing, where all e_j are numbers with known bounds, one for each unit. All that
+comes later multiplies an error by N, the derivatives of the output with the true multipliers: A - A_0 is the sum of all
+N (e_1 P'_1 + e_2 P'_2 + e_3 P'_3), exactly. With N as columns, P' as rows, any positive numbers D, and e_j as diagonal matrices,
 
-    |A - A_0| <= |N D| (|D^-1 e P| + sum_k |d_k| |D^-1 (l d + e) B_k|),
+    |A - A_0| <= |N D| (|D^-1 e_1 P'_1| + |D^-1 e_2 P'_2| + |D^-1 e_3 P'_3|),
 
 where the errors of many units do not add up as their absolute values would.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
 
 from lipctrl.certificates.checker import intervals as iv
-from lipctrl.certificates.checker.curved import Curved, CurvedAlgebra, Model
+from lipctrl.certificates.checker.curved import Curved, CurvedAlgebra, Model, Sizes
 from lipctrl.certificates.checker.enclosure import Enclosed, Remembered, Scalar
 from lipctrl.certificates.checker.graph import Graph
 from lipctrl.certificates.checker.intervals import Array, Interval, up
-from lipctrl.certificates.checker.jacobian import Family, family_gains, family_row_sums, gain_of
+from lipctrl.certificates.checker.jacobian import Family, family_gains, family_row_sums, gain_of, nonnegative_gains
 from lipctrl.certificates.checker.local_slopes import Cells, Local, LocalSlopes
 
+MAX_ENTRIES = 1 << 22  #: of third derivatives of one signal
 Back = Callable[[Interval], Interval]  #: from derivatives (m, n) with respect to a result to those with respect to an operand
 
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """What a result takes from one operand. Of a multiplier: ``certain`` and ``doubt`` as :meth:`CurvedAlgebra._gained` has them."""
+    """What a result takes from one operand; of a multiplier also what is ``left_out``, see :class:`CurvedAlgebra`."""
 
     operand: Model
     back: Back
-    certain: Array | None = None
-    doubt: Array | None = None
+    left_out: Sizes | None = None
 
 
 @dataclass(frozen=True)
 class Errors:
-    """J multiplications: N ``after`` (m, J), P ``before`` (J, k), B ``bend`` (J, k, k), |e| <= ``doubt``, |l d + e| <= ``whole`` (J,)."""
+    """J multiplications: N ``after`` (m, J), P'_1 ``before`` (J, k), P'_2 = ``bend`` (J, k, k) (x - c), |P'_3| <= ``swing`` (J, k).
+
+    ``left_out`` (3, J) bounds e_1, e_2 and e_3.
+    """
 
     after: Interval
     before: Interval
     bend: Interval
-    doubt: Array
-    whole: Array
+    swing: Array
+    left_out: Array
 
 
 class Recorder(CurvedAlgebra):
@@ -59,13 +64,12 @@ class Recorder(CurvedAlgebra):
         self._steps: list[tuple[Model, list[Link]]] = []
         self._gains: list[Link] = []
 
-    def errors(self, found: LocalSlopes) -> Errors | None:
+    def errors(self, found: LocalSlopes) -> list[Errors] | None:
         """The errors of all multiplications on the way to the output; ``None`` where some value has no model."""
         output = found.output.model if isinstance(found.output, Curved) else None
         if output is None:
             return None
-        size = output.error.shape[1]
-        derivatives = {id(output): iv.point(np.eye(size))}
+        derivatives = {id(output): iv.point(np.eye(output.error.shape[1]))}
         made: list[Errors] = []
         for result, links in reversed(self._steps):
             after = derivatives.pop(id(result), None)
@@ -73,19 +77,11 @@ class Recorder(CurvedAlgebra):
                 continue
             for link in links:
                 x = link.operand
-                if link.doubt is not None and link.certain is not None:
-                    made.append(_errors(after, x, link.certain, link.doubt))
+                if link.left_out is not None:
+                    made.append(_errors(after, x, link.left_out))
                 back, known = link.back(after), derivatives.get(id(x))
                 derivatives[id(x)] = back if known is None else known + back
-        k = len(output.play)
-        made.append(Errors(_none(size, 0), _none(0, k), _none(0, k, k), np.zeros(0), np.zeros(0)))
-        return Errors(
-            _joined([e.after for e in made], 1),
-            _joined([e.before for e in made], 0),
-            _joined([e.bend for e in made], 0),
-            np.concatenate([e.doubt for e in made]),
-            np.concatenate([e.whole for e in made]),
-        )
+        return made
 
     def _noted(self, result: Local, *links: tuple[Enclosed, Back]) -> Local:
         """Keep how a result that is linear in its operands was made."""
@@ -94,10 +90,10 @@ class Recorder(CurvedAlgebra):
             self._steps.append((result.model, [Link(model, _fitted(model, back)) for model, back in known]))
         return result
 
-    def _gained(self, x: Model, gain: Interval, certain: Array, doubt: Array) -> Array:
-        reach = up(certain + doubt)
-        whole = Interval(iv.down(gain.low - reach), up(gain.high + reach))
-        self._gains.append(Link(x, _fitted(x, lambda after: after * whole), certain, doubt))
+    def _gained(self, x: Model, gain: Interval, certain: Sizes, doubt: Array) -> Array:
+        left_out = self._left_out(certain, doubt)
+        whole = Interval(iv.down(gain.low - left_out[-1]), up(gain.high + left_out[-1]))
+        self._gains.append(Link(x, _fitted(x, lambda after: after * whole), left_out))
         return super()._gained(x, gain, certain, doubt)
 
     def _multiplied(self, result: Local) -> Local:
@@ -141,32 +137,42 @@ class Recorder(CurvedAlgebra):
         return self._noted(super().concatenate(*parts), *links)
 
 
-def remainder(errors: Errors, scale_in: Interval, scale_out: Interval, spread: Callable[[Array], Array]) -> float:
-    """A bound of |S_out (A - A_0) S_in^-1| in Euclidean norm; ``spread`` takes |a| (k, 1, 1) to the most of a d."""
-    if not len(errors.doubt):
-        return 0.0
+def remainder(made: Sequence[Errors], scale_in: Interval, scale_out: Interval, spread: Callable[[Array], Array]) -> float:
+    """A bound of |S_out (A - A_0) S_in^-1| in Euclidean norm; ``spread`` takes |a| (k, 1, 1) to the most of a d.
+
+    All errors at once, or the sum over the multiplications, whose N are known the better the later they come.
+    """
+    made = [errors for errors in made if errors.swing.size]
+    apart = 0.0
+    for errors in made:
+        apart = up(apart + _remainder(errors, scale_in, scale_out, spread))
+    return float(np.minimum(apart, _remainder(_joined(made), scale_in, scale_out, spread)) if len(made) > 1 else apart)
+
+
+def _remainder(errors: Errors, scale_in: Interval, scale_out: Interval, spread: Callable[[Array], Array]) -> float:
     after = errors.after * Interval(scale_out.low[:, None], scale_out.high[:, None])
-    before, bend = errors.before / scale_in, errors.bend / scale_in
-    rows = errors.doubt * _norms(before.magnitude, 1)
-    rows = rows + errors.whole * spread(_norms(bend.magnitude, 2).T[:, None, :])[0]
-    balance = np.sqrt(rows / _norms(after.magnitude, 0))
+    before, bend, swing = errors.before / scale_in, errors.bend / scale_in, up(errors.swing / scale_in.low)
+    sizes = _norms(before.magnitude, 1), spread(_norms(bend.magnitude, 2).T[:, None, :])[0], _norms(swing, 1)
+    balance = np.sqrt(sum(errors.left_out * sizes) / _norms(after.magnitude, 0))
     balance = np.where((balance > 2.0**-200) & (balance < 2.0**200), balance, 1.0)  # any positive numbers will do
-    first = iv.point(errors.doubt) / iv.point(balance)
-    other = iv.point(errors.whole) / iv.point(balance)
-    bent = np.array([gain_of(_weighted(other, Interval(bend.low[:, k], bend.high[:, k]))) for k in range(bend.low.shape[1])])
+    first, second, third = (iv.point(left_out) / iv.point(balance) for left_out in errors.left_out)
+    bent = np.array([gain_of(_weighted(second, Interval(bend.low[:, k], bend.high[:, k]))) for k in range(bend.low.shape[1])])
     total = up(gain_of(_weighted(first, before)) + spread(bent[:, None, None])[0, 0])
+    total = up(total + nonnegative_gains(_weighted(third, iv.point(swing)).high[None])[0])
     return float(up(gain_of(after * iv.point(balance)) * total))
 
 
-def row_remainders(errors: Errors, scale_in: Interval, scale_out: Interval, spread: Callable[[Array], Array]) -> Array:
+def row_remainders(made: Sequence[Errors], scale_in: Interval, scale_out: Interval, spread: Callable[[Array], Array]) -> Array:
     """Bounds (m,) of the sums of absolute values in the rows of S_out (A - A_0) S_in^-1."""
-    after = (errors.after * Interval(scale_out.low[:, None], scale_out.high[:, None])).magnitude
-    bend = (errors.bend / scale_in).magnitude
-    k = bend.shape[1]
-    slack = 1 + 4 * (len(bend) + k + 8) * iv.UNIT
-    bent = spread(bend.sum(2).T[:, None, :] * slack + 2.0**-1000)[0]
-    rows = up(up(errors.doubt * ((errors.before / scale_in).magnitude.sum(1) * slack)) + up(errors.whole * bent))
-    return np.asarray(after @ rows * slack + 2.0**-500)
+    total = np.full(len(scale_out.low), 2.0**-500)
+    for errors in made:
+        after = (errors.after * Interval(scale_out.low[:, None], scale_out.high[:, None])).magnitude
+        before, bend, swing = (errors.before / scale_in).magnitude, (errors.bend / scale_in).magnitude, up(errors.swing / scale_in.low)
+        slack = 1 + 4 * (len(bend) + bend.shape[1] + 8) * iv.UNIT
+        sums = before.sum(1) * slack, spread(bend.sum(2).T[:, None, :] * slack + 2.0**-1000)[0], swing.sum(1) * slack
+        rows = up(errors.left_out * sums).sum(0)
+        total = up(total + up(after @ rows * slack + 2.0**-500))
+    return total
 
 
 def _norms(size: Array, axis: int) -> Array:
@@ -177,36 +183,53 @@ def _weighted(factor: Interval, rows: Interval) -> Interval:
     return Interval(factor.low[:, None], factor.high[:, None]) * rows
 
 
-def _joined(parts: list[Interval], axis: int) -> Interval:
-    return Interval(*(np.concatenate([getattr(part, end) for part in parts], axis) for end in ("low", "high")))
+def _joined(made: Sequence[Errors]) -> Errors:
+    """Several multiplications as one."""
+
+    def both(parts: Sequence[Interval], axis: int = 0) -> Interval:
+        return Interval(*(np.concatenate([getattr(part, end) for part in parts], axis) for end in ("low", "high")))
+
+    inner = both([e.before for e in made]), both([e.bend for e in made]), np.concatenate([e.swing for e in made])
+    return Errors(both([e.after for e in made], 1), *inner, np.concatenate([e.left_out for e in made], 1))
 
 
-def expanded_gain(family: Family, errors: Errors, scale_in: Interval, scale_out: Interval, euclidean: bool) -> float:
-    """The bound of the family's part that is affine in d and of all errors together; NaN or infinite where there is none."""
-    affine = replace(family, error=np.zeros_like(family.error))
+def expanded_gain(family: Family, made: Sequence[Errors], scale_in: Interval, scale_out: Interval, euclidean: bool) -> float:
+    """The bound of the polynomial part of a family and of all errors together; NaN or infinite where there is none."""
+    polynomial = replace(family, error=np.zeros_like(family.error))
     if euclidean:
-        return float(up(family_gains(affine)[0] + remainder(errors, scale_in, scale_out, family.spread)))
-    reach = 0.0 if family.parts is None else family.most(family.parts)
+        return float(up(family_gains(polynomial)[0] + remainder(made, scale_in, scale_out, family.spread)))
+    reach = family.most()
     hull = Interval(iv.down(family.centre.low - reach), up(family.centre.high + reach))
-    rows = family_row_sums(affine, hull)[0] + row_remainders(errors, scale_in, scale_out, family.spread)
+    rows = family_row_sums(polynomial, hull)[0] + row_remainders(made, scale_in, scale_out, family.spread)
     return float(up(rows).max())
 
 
-def record(graph: Graph, cells: Cells, remembered: Remembered | None = None) -> tuple[LocalSlopes, Errors | None]:
-    """Slopes to first order on one cell, and the errors on the way."""
+def record(graph: Graph, cells: Cells, remembered: Remembered | None = None) -> tuple[LocalSlopes, list[Errors] | None]:
+    """Slopes by polynomials on one cell, and the errors of all multiplications on the way."""
     algebra = Recorder(cells, remembered)
+    algebra.order = order_of(graph, len(cells.free))
     found = algebra.whole(graph)
     return found, algebra.errors(found)
 
 
-def _errors(after: Interval, x: Model, certain: Array, doubt: Array) -> Errors:
+def order_of(graph: Graph, count: int) -> int:
+    """The degree of polynomials in so many inputs that are affordable for a graph."""
+    return 3 if math.comb(count + 2, 3) * _widest(graph) <= MAX_ENTRIES else 2
+
+
+def _widest(graph: Graph) -> int:
+    return max([*graph.sizes, *(_widest(node.attributes["graph"]) for node in graph.nodes if node.op == "recentre")])
+
+
+def _errors(after: Interval, x: Model, left_out: Sizes) -> Errors:
     """Those of one multiplication of a signal, which may be of length 1 and repeated."""
     count, k = after.low.shape[1], len(x.play)
     ends = (np.broadcast_to(end[:, 0], (k, count)).T for end in (x.linear.low, x.linear.high))
     bend = iv.point(np.zeros((k, k, 1, count))) if x.bend is None else x.bend
     bends = (np.broadcast_to(end[:, :, 0], (k, k, count)).transpose(2, 0, 1) for end in (bend.low, bend.high))
-    certain, doubt = (np.broadcast_to(end, (1, count))[0] for end in (certain, doubt))
-    return Errors(after, Interval(*ends), Interval(*bends), doubt, up(certain + doubt))
+    third, zero = [*x.swings, np.zeros_like(x.play)][2], np.zeros_like(left_out[0])
+    swing = np.broadcast_to(third[:, 0], (k, count)).T
+    return Errors(after, Interval(*ends), Interval(*bends), swing, np.stack([np.broadcast_to(e[0], count) for e in (*left_out, zero)[:3]]))
 
 
 def _fitted(x: Model, back: Back) -> Back:
@@ -219,10 +242,6 @@ def _fitted(x: Model, back: Back) -> Back:
         return iv.affine(result, np.ones((1, result.low.shape[1])), None)
 
     return fitted
-
-
-def _none(*shape: int) -> Interval:
-    return iv.point(np.zeros(shape))
 
 
 def _part(at: slice) -> Back:

@@ -22,19 +22,30 @@ ROUNDS = 12  #: of power iteration
 
 @dataclass(frozen=True)
 class Family:
-    """Matrices ``centre`` + sum_k d_k parts_k +- ``error``: (B, m, n), (K, B, m, n) or ``None`` for 0, (B, m, n).
+    """Matrices ``centre`` + sum_k d_k parts_k + sum_jk d_j d_k curves_jk / 2 +- ``error``, for all d in question.
 
-    ``spread`` takes |parts| (K, B, e) to the most (B, e) that their sums with d can be, for all d in question.
+    Shapes (B, m, n), (K, B, m, n), (K, K, B, m, n) and (B, m, n); ``parts`` and ``curves`` may be ``None`` for 0.
+
+    ``spread`` takes |parts| (K, B, e) to the most (B, e) that their sums with d can be.
     """
 
     centre: Interval
     parts: Interval | None
     error: Array
     spread: Callable[[Array], Array]
+    curves: Interval | None = None
 
-    def most(self, parts: Interval) -> Array:
-        """The most that sums of parts (K, B, ...) may be."""
-        size = parts.magnitude
+    def most(self, change: Callable[[Interval], Interval] = lambda x: x) -> Array:
+        """The most that the sums over d may be, after a linear change of all matrices."""
+        total = np.zeros_like(change(self.centre).low)
+        if self.parts is not None:
+            total = self._most(change(self.parts).magnitude)
+        if self.curves is not None:
+            across = np.stack([self._most(row) for row in change(self.curves).magnitude])
+            total = iv.up(total + 0.5 * self._most(across))
+        return total
+
+    def _most(self, size: Array) -> Array:
         return self.spread(size.reshape(*size.shape[:2], -1)).reshape(size.shape[1:])
 
 
@@ -75,9 +86,7 @@ def family_gains(family: Family) -> Array:
     except np.linalg.LinAlgError:
         return np.full(len(middle), np.inf)
     right = right.swapaxes(-2, -1)
-    size = _turned(left, family.centre, right).magnitude
-    if family.parts is not None:
-        size = iv.up(size + family.most(_turned(left, family.parts, right)))
+    size = iv.up(_turned(left, family.centre, right).magnitude + family.most(lambda x: _turned(left, x, right)))
     gains: Array = iv.up(iv.up(nonnegative_gains(size) * iv.up(_defect(left) * _defect(right))) + nonnegative_gains(family.error))
     return gains
 
@@ -127,9 +136,7 @@ def family_row_sums(family: Family, slopes: Interval) -> Array:
     """The greatest sum of absolute values in each row (B, m): entries whose sign is known, by ``slopes``, move as one."""
     sign = np.where(slopes.low > 0, 1.0, np.where(slopes.high < 0, -1.0, 0.0))
     unknown = np.where(sign == 0, slopes.magnitude, family.error).sum(-1) * _slack(sign) + TINY
-    size = _signed_sum(sign, family.centre).magnitude
-    if family.parts is not None:
-        size = iv.up(size + family.most(_signed_sum(sign, family.parts)))
+    size = iv.up(_signed_sum(sign, family.centre).magnitude + family.most(lambda x: _signed_sum(sign, x)))
     return np.asarray(iv.up(size + unknown))
 
 

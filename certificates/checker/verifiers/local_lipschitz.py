@@ -26,12 +26,12 @@ import numpy as np
 
 from lipctrl.certificates.checker import intervals as iv
 from lipctrl.certificates.checker.bundle import Certificate, fields, floats, graph_cost
-from lipctrl.certificates.checker.curved import Curved, curved_slopes
+from lipctrl.certificates.checker.curved import Curved, all_entries, curved_slopes
 from lipctrl.certificates.checker.definite import MAX_BALL_ORDER, OutOfRange, require_ieee_products
 from lipctrl.certificates.checker.derivatives import is_curved
 from lipctrl.certificates.checker.domain import Domain, Leaf, read_domain, read_leaves
 from lipctrl.certificates.checker.enclosure import Remembered
-from lipctrl.certificates.checker.expansion import expanded_gain, record
+from lipctrl.certificates.checker.expansion import expanded_gain, order_of, record
 from lipctrl.certificates.checker.graph import Graph, GraphError
 from lipctrl.certificates.checker.intervals import Array, Interval, UnsafeArithmetic
 from lipctrl.certificates.checker.jacobian import (
@@ -123,17 +123,17 @@ class Problem:
         model = found.output.model if isinstance(found.output, Curved) else None
         if model is None or found.spread is None:
             return None
-        parts, error = None, self._scaled(Interval(-model.play, model.play), batch).high
-        if model.bend is not None:
-            k, size = len(self.domain.free), len(self.scale_out)
-            ends = (np.broadcast_to(end, (k, k, batch, size)).swapaxes(0, 1) for end in (model.bend.low, model.bend.high))
-            flat = self._scaled(Interval(*(end.reshape(k, k * batch, size) for end in ends)), k * batch)
-            parts = Interval(*(end.reshape(k, batch, size, k) for end in (flat.low, flat.high)))
-        return Family(self._scaled(model.linear, batch), parts, error, found.spread)
+        error = self._scaled(Interval(-model.play, model.play), batch).high
+        parts, k = model.bend and self._scaled(model.bend, batch), len(self.domain.free)
+        curves = model.twist and self._scaled(all_entries(model.twist, k), batch)
+        return Family(self._scaled(model.linear, batch), parts, error, found.spread, curves)
 
     def _scaled(self, slope: Interval, batch: int) -> Interval:
-        shape = len(self.domain.free), batch, len(self.scale_out)
-        return scaled(Interval(*(np.broadcast_to(end, shape) for end in (slope.low, slope.high))), *self._scales())
+        """Scaled matrices (..., B, n_out, k) from slopes (..., k, B, n_out)."""
+        front, shape = slope.low.shape[:-3], (len(self.domain.free), batch, len(self.scale_out))
+        ends = (np.moveaxis(np.broadcast_to(end, (*front, *shape)), -3, 0) for end in (slope.low, slope.high))
+        flat = scaled(Interval(*(end.reshape(shape[0], -1, shape[2]) for end in ends)), *self._scales())
+        return Interval(*(end.reshape(*front, batch, shape[2], shape[0]) for end in (flat.low, flat.high)))
 
     def _scales(self) -> tuple[Interval, Interval]:
         return iv.from_fractions(tuple(self.scale_in[i] for i in self.domain.free)), iv.from_fractions(self.scale_out)
@@ -168,7 +168,9 @@ class Problem:
     def expansion_products(self) -> float:
         """About how many multiplications the expansion of a leaf takes."""
         k, (values, weights) = len(self.domain.free), graph_cost(self.graph)
-        return values * (PER_VALUE + 500.0 * k**2 + 2.0 * k**3 + 2.0 * len(self.scale_out) ** 2) + 10.0 * k**2 * weights
+        entries = math.comb(k + 2, 3) if order_of(self.graph, k) == 3 else 0
+        each = PER_VALUE + 500.0 * k**2 + 2.0 * k**3 + 100.0 * entries + 2.0 * len(self.scale_out) ** 2
+        return values * each + (10.0 * k**2 + entries) * weights
 
     def work(self, symbols: int = 0) -> Work:
         """The work on one leaf without a proof of its own, or of a pass with so many symbols."""
