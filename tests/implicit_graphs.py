@@ -17,6 +17,12 @@ def monotone(generator: np.random.Generator, n: int, margin: float = 0.1) -> Arr
     return np.asarray((1 - margin) * np.eye(n) - a.T @ a + b - b.T)
 
 
+def skewed(generator: np.random.Generator, n: int, skew: float, margin: float = 0.1) -> Array:
+    """As ``monotone``, its skew part times ``skew``."""
+    weight = monotone(generator, n, margin)
+    return np.asarray((weight + weight.T) / 2 + skew * (weight - weight.T) / 2)
+
+
 def scalar(weight: float, activation: str = "relu", gain: float = 1.0) -> Graph:
     return record(lambda x: np.array([[gain]]) @ implicit(np.array([[weight]]), x, activation), {"x": 1})
 

@@ -22,7 +22,7 @@ from lipctrl.certificates.lipschitz import Budget, certify_evaluation, certify_l
 from lipctrl.certificates.lipschitz.newton import _derivatives, _feasible, least_square, solve, start
 from lipctrl.certificates.lipschitz.patterns import pattern_floor
 from lipctrl.certificates.lipschitz.system import build_system
-from lipctrl.core import fixed_point
+from lipctrl.core import fixed_point, implicit_solver
 from lipctrl.core.casadi_evaluation import casadi_function, evaluate_casadi
 from lipctrl.core.errors import InputError, LipctrlError
 from lipctrl.core.numpy_evaluation import compile_numpy
@@ -83,7 +83,9 @@ def test_layers_that_cannot_be_solved_are_named(monkeypatch: pytest.MonkeyPatch)
     assert math.isnan(float(casadi_function(hard)(1.0)))
     with pytest.raises(InputError, match="MX"):
         evaluate_casadi(random_network(4), {"x": casadi.SX.sym("x", 3)})
-    monkeypatch.setattr(fixed_point, "TURNS", 0)
+    monkeypatch.setattr(fixed_point, "TURNS", 1)
+    monkeypatch.setattr(fixed_point, "SPLITTINGS", 0)
+    monkeypatch.setattr(implicit_solver, "STEPS", 0)
     with pytest.raises(LipctrlError, match="did not converge"):
         compile_torch(random_network(4))(x=torch.ones(3, dtype=torch.float64))
 

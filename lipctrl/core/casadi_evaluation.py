@@ -10,12 +10,13 @@ import casadi
 import numpy as np
 
 from lipctrl.certificates.checker.graph import Graph
-from lipctrl.certificates.checker.implicit import FixedPoint
 from lipctrl.core.compilation import compile_steps
 from lipctrl.core.errors import InputError
+from lipctrl.core.implicit_solver import COOLING, HOTTEST, NEAR, PULL, ImplicitSolver
 from lipctrl.core.rationals import floats
 
 CASADI_STEPS = 100  #: splitting steps for an implicit layer
+CASADI_LAYERS = 25  #: on the path of softer layers where splitting fails
 CASADI_RESIDUAL = 1e-9  #: of its solution, relative, at most
 
 Expression = Any  #: a column of type casadi.SX, casadi.MX or casadi.DM
@@ -140,25 +141,16 @@ class CasadiOperations:
         return lambda x: casadi.vertcat(*(_sorted(x[i : min(i + group_size, x.shape[0])]) for i in range(0, x.shape[0], group_size)))
 
     def implicit(self, weight: np.ndarray, metric: np.ndarray, activation: str) -> Callable[[Expression], Expression]:
-        """z = activation(weight z + x): splitting steps, then Newton's method, whose derivatives are those of the solution.
+        """z = activation(weight z + x), solved as in :mod:`lipctrl.core.implicit_solver`, with the derivatives of the solution.
 
-        NaN where these have not solved it. The function raises InputError for SX, which has no root finder: use MX.
+        NaN where it is not solved. The function raises InputError for SX, which has no root finder: use MX.
         """
-        size, phi = len(metric), getattr(self, activation)
-        matrix, resolvent = (casadi.DM(m) for m in (weight.astype(np.float64), FixedPoint(weight, activation).resolvent))
-        y, z, v = (casadi.MX.sym(name, size) for name in "yzv")
-        reflected = 2 * phi(y) - y
-        step = casadi.Function("step", [y, v], [2 * casadi.mtimes(resolvent, reflected + v) - reflected]).fold(CASADI_STEPS)
-        miss = casadi.Function("miss", [z, v], [phi(casadi.mtimes(matrix, z) + v) - z])
-        root = casadi.rootfinder("root", "newton", miss, {"abstol": 1e-13, "error_on_fail": False})
+        layer = _implicit_function(ImplicitSolver(weight, activation), getattr(self, activation))
 
         def apply(x: Expression) -> Expression:
             if isinstance(x, casadi.SX):
                 raise InputError("an implicit layer has no SX expression: use casadi.MX.sym")
-            solution = root(phi(step(x, casadi.repmat(x, 1, CASADI_STEPS))), x)
-            scale = 1 + casadi.norm_inf(x) + casadi.norm_inf(solution)
-            solved = casadi.norm_inf(miss(solution, x)) <= CASADI_RESIDUAL * scale
-            return solution + casadi.if_else(solved, 0, casadi.DM.nan())
+            return layer(x)
 
         return apply
 
@@ -168,6 +160,42 @@ class CasadiOperations:
         (name,), (output,) = graph.input_sizes, graph.outputs
         shift = casadi.DM(offset.astype(np.float64))
         return lambda x: inner({name: x})[output] - shift
+
+
+def _implicit_function(solver: ImplicitSolver, phi: Callable[[Expression], Expression]) -> casadi.Function:
+    """v -> z: Newton's method from where splitting ends, and where that fails, from the end of the path of softer layers."""
+    size, matrix, resolvent = len(solver.weight), casadi.DM(solver.weight), casadi.DM(solver.layer.resolvent)
+    y, z, v = (casadi.MX.sym(name, size) for name in "yzv")
+    reflected = 2 * phi(y) - y
+    split = casadi.Function("split", [y, v], [2 * casadi.mtimes(resolvent, reflected + v) - reflected]).fold(CASADI_STEPS)
+    miss = casadi.Function("miss", [z, v], [phi(casadi.mtimes(matrix, z) + v) - z])
+    root = casadi.rootfinder("root", "newton", miss, {"abstol": 1e-13, "error_on_fail": False})
+    scale = 1 + casadi.norm_inf(v) + casadi.norm_inf(z)
+    is_solved = casadi.Function("is_solved", [z, v], [casadi.norm_inf(miss(z, v)) <= CASADI_RESIDUAL * scale])
+    by_splitting = casadi.Function("by_splitting", [v], [root(phi(split(v, casadi.repmat(v, 1, CASADI_STEPS))), v)])
+    path = _soft_path(solver, phi)
+    along_path = casadi.Function("along_path", [v, z], [root(phi(path(v)), v)])
+    kept = casadi.Function("kept", [v, z], [z])
+    choice = casadi.Function.if_else("choice", kept, along_path)
+    first = by_splitting(v)
+    last = choice(is_solved(first, v), v, first)
+    return casadi.Function("implicit", [v], [last + casadi.if_else(is_solved(last, v), 0, casadi.DM.nan())])
+
+
+def _soft_path(solver: ImplicitSolver, phi: Callable[[Expression], Expression]) -> casadi.Function:
+    """v -> w at the end of the path of :mod:`lipctrl.core.implicit_solver`."""
+    size = len(solver.weight)
+    w, v, share = casadi.MX.sym("w", size), casadi.MX.sym("v", size), casadi.MX.sym("share")
+    soft = phi if solver.coldest else _softplus
+    hottest = casadi.fmax(casadi.norm_inf(v), max(1.0, solver.coldest * HOTTEST * solver.size))
+    heat, pull = casadi.fmax(solver.coldest, share * hottest), PULL * solver.size * share
+    z = (heat if solver.homogeneous else 1) * soft(w / heat)
+    miss = (w - casadi.mtimes(casadi.DM(solver.weight), z) + pull * z - v) / heat
+    problem = casadi.Function("softer", [w, casadi.vertcat(v, share)], [miss])
+    root = casadi.rootfinder("soft_root", "newton", problem, {"abstol": NEAR, "error_on_fail": False})
+    step = casadi.Function("step", [w, v, share], [root(w, casadi.vertcat(v, share))]).fold(CASADI_LAYERS)
+    shares = casadi.DM([COOLING**k for k in range(CASADI_LAYERS)]).T
+    return casadi.Function("path", [v], [step(v, casadi.repmat(v, 1, CASADI_LAYERS), shares)])
 
 
 def _sorted(column: Expression) -> Expression:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from lipctrl.certificates.checker.graph import BINARY, ELEMENTWISE, TENSOR_KEYS, Graph
+from lipctrl.core.errors import InputError
 
 Step = Callable[..., Any]
 
@@ -20,7 +21,8 @@ def compile_steps(graph: Graph, operations: Any) -> Callable[[Mapping[str, Any]]
     """Compile a graph in an evaluation; the result maps input values by name to output values by name.
 
     Where ``operations`` has an attribute ``constant``, constants are computed once, here. A value is let go as soon as nobody
-    reads it any more: the next one then takes its memory, which is still in the processor's cache.
+    reads it any more: the next one then takes its memory, which is still in the processor's cache. Raises InputError, which names
+    the node, where an operation refuses its attributes.
     """
     registers = _registers(graph)
     start: list[Any] = [None] * (max(registers, default=-1) + 1)
@@ -34,7 +36,10 @@ def compile_steps(graph: Graph, operations: Any) -> Callable[[Mapping[str, Any]]
         else:
             step = getattr(operations, node.op)
             if node.op not in ELEMENTWISE and node.op not in BINARY and node.op != "concatenate":
-                step = step(**_with_tensors(graph, node.attributes))
+                try:
+                    step = step(**_with_tensors(graph, node.attributes))
+                except InputError as error:
+                    raise InputError(f"node {index} ({node.op!r}): {error}") from error
             steps.append((registers[index], step, tuple(registers[i] for i in node.inputs)))
     outputs = [(name, registers[index]) for name, index in graph.outputs.items()]
 

@@ -1,4 +1,4 @@
-"""Implicit layers in torch: solved by splitting and Newton steps, differentiated by the implicit function theorem."""
+"""Implicit layers in torch: solved as in :mod:`lipctrl.core.implicit_solver`, differentiated by the implicit function theorem."""
 
 from __future__ import annotations
 
@@ -8,11 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lipctrl.core.errors import LipctrlError
-
-SPLITTINGS = 40  #: steps between two looks at the residual
-TURNS = 50  #: looks
-NEWTON_TURN, NEWTON_STEPS = 4, 3  #: looks without Newton steps, which are dear, and how many there are at each look then
+from lipctrl.certificates.checker.implicit import NEWTON_STEPS, NEWTON_TURN, SPLITTINGS, TURNS
+from lipctrl.core.errors import InputError
+from lipctrl.core.implicit_solver import SINGULAR, ImplicitSolver
 
 
 def _softplus(w: Tensor) -> Tensor:
@@ -31,8 +29,8 @@ def implicit_layer(weight: Tensor, operand: Tensor, activation: str) -> Tensor:
     """The z (..., n) with z = activation(``weight`` z + ``operand``), for ``operand`` (..., n); rows that are not finite give NaN.
 
     ``weight`` D (n, n) is well-posed, as it is where 2 L - L D - D^T L is positive definite for some positive diagonal L. Gradients
-    flow to both, once. The splitting is that of :mod:`lipctrl.certificates.checker.implicit`, in float64 on the device of
-    ``operand``; the result has its dtype. Raises LipctrlError where it does not converge to rounding errors.
+    flow to both, once. Splitting runs in float64 on the device of ``operand``, rows that it does not solve go to NumPy; the result has
+    the dtype of ``operand``. Raises LipctrlError where a row is not solved to rounding errors, InputError where 2 I - D is singular.
     """
     result: Tensor = _Implicit.apply(weight, operand, activation)  # type: ignore[no-untyped-call]
     return result
@@ -71,20 +69,25 @@ def _system(weight: Tensor, slopes: Tensor) -> Tensor:
 def _solved(weight: Tensor, v: Tensor, activation: str) -> Tensor:
     phi, _ = _ACTIVATIONS[activation]
     identity = torch.eye(len(weight), dtype=weight.dtype, device=weight.device)
-    resolvent = torch.linalg.inv(2 * identity - weight).mT
+    resolvent, singular = torch.linalg.inv_ex(2 * identity - weight)
+    if bool(singular):
+        raise InputError(SINGULAR)
     y = v
     for turn in range(TURNS):
         for _ in range(SPLITTINGS):
             reflected = 2 * phi(y) - y
-            y = 2 * ((reflected + v) @ resolvent) - reflected
-        z, converged = _polished(weight, phi(y), v, activation, NEWTON_STEPS if turn >= NEWTON_TURN else 0)
-        if converged:
+            y = 2 * ((reflected + v) @ resolvent.mT) - reflected
+        z, done = _polished(weight, phi(y), v, activation, NEWTON_STEPS if turn >= NEWTON_TURN else 0)
+        if bool(done.all()):
             return z
-    raise LipctrlError("an implicit layer could not be solved: its iteration did not converge")
+    left = torch.nonzero(~done)[:, 0]
+    solver = ImplicitSolver(weight.cpu().numpy(), activation)
+    z[left] = torch.as_tensor(solver.follow(v[left].cpu().numpy())).to(z)
+    return z
 
 
-def _polished(weight: Tensor, z: Tensor, v: Tensor, activation: str, steps: int) -> tuple[Tensor, bool]:
-    """Better solutions by Newton steps where they help, and whether all are as good as rounding allows."""
+def _polished(weight: Tensor, z: Tensor, v: Tensor, activation: str, steps: int) -> tuple[Tensor, Tensor]:
+    """Better solutions by Newton steps where they help, and which are as good as rounding allows."""
     phi, derivative = _ACTIVATIONS[activation]
     miss, done = _miss(weight, z, v, phi)
     for _ in range(steps):
@@ -97,7 +100,7 @@ def _polished(weight: Tensor, z: Tensor, v: Tensor, activation: str, steps: int)
         closer = after.abs().amax(-1) < miss[left].abs().amax(-1)
         z, miss, done = z.clone(), miss.clone(), done.clone()
         z[left[closer]], miss[left[closer]], done[left[closer]] = better[closer], after[closer], good[closer]
-    return z, bool(done.all())
+    return z, done
 
 
 def _miss(weight: Tensor, z: Tensor, v: Tensor, phi: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:

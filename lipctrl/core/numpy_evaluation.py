@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from lipctrl.certificates.checker.graph import Graph
-from lipctrl.certificates.checker.implicit import FixedPoint
 from lipctrl.core.compilation import compile_steps
-from lipctrl.core.errors import InputError, LipctrlError
+from lipctrl.core.errors import InputError
+from lipctrl.core.implicit_solver import ImplicitSolver
 from lipctrl.core.rationals import floats
 
 Array = Any  #: a NumPy array of the chosen dtype
@@ -165,15 +165,8 @@ class NumpyOperations:
 
         The function raises LipctrlError where the iteration does not reach rounding errors; rows that are not finite give NaN.
         """
-        solver = FixedPoint(weight, activation)
-
-        def apply(x: Array) -> Array:
-            z, converged = solver(x)
-            if not converged:
-                raise LipctrlError("an implicit layer could not be solved: its iteration did not converge")
-            return z.astype(self.dtype)
-
-        return apply
+        solver = ImplicitSolver(weight, activation)
+        return lambda x: solver(x).astype(self.dtype)
 
     def recentre(self, graph: Graph, point: tuple[Fraction, ...], offset: Array) -> Callable[[Array], Array]:
         """The inner graph minus the stored offset."""

@@ -15,6 +15,7 @@ from lipctrl.certificates.checker.graph import Graph
 from lipctrl.core.compilation import compile_steps
 from lipctrl.core.errors import InputError
 from lipctrl.core.fixed_point import implicit_layer
+from lipctrl.core.implicit_solver import ImplicitSolver
 from lipctrl.core.rationals import floats
 
 
@@ -125,6 +126,7 @@ class TorchOperations:
 
     def implicit(self, weight: np.ndarray, metric: np.ndarray, activation: str) -> Callable[[Tensor], Tensor]:
         """z = activation(weight z + x), with gradients by the implicit function theorem."""
+        ImplicitSolver(weight, activation)  # raises here, not at the first call, what it has to say about the weight
         matrix = self._tensor(weight)
         return lambda x: implicit_layer(matrix, x, activation)
 
