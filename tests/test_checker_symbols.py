@@ -155,8 +155,8 @@ def test_spread_adds_symbols_as_they_are():
 def test_sums_of_symbols_are_rounded_up():
     algebra, generator = SymbolAlgebra(box([-1.0], [1.0]), None, 9), np.random.default_rng(0)
     assert algebra._spread(np.array([0.0, 3.0, 0.5])[:, None, None])[0, 0] >= 3.5
-    for _ in range(20):
-        size = np.append(0.0, generator.random(500))
+    for many in (generator.random(500), np.append(2.0**53, np.ones(499))):  # each sum with 1 is rounded down
+        size = np.append(0.0, many)
         found = float(algebra._spread(size[:, None, None])[0, 0])
         exact = sum(map(Fraction, size.tolist()))
         assert exact <= Fraction(found) <= exact * (1 + Fraction(1, 10**12))
