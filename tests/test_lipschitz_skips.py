@@ -58,6 +58,8 @@ def constant(*values):
         (scalar(affine(0, "w"), Node("tanh", (1,)), affine(2, "v"), Node("add", (0, 3)), w=[[3.0]], v=[[2.0]]), 7, 7),
         # x - x is constant, and known to be
         (scalar(affine(0, "w"), Node("sub", (1, 1)), w=[[3.0]]), 0, 6),
+        (scalar(Node("sub", (0, 0))), 0, 2),
+        (scalar(Node("relu", (0,)), Node("sub", (1, 1))), 0, 2),
         # max(x, -x) and min(x, 2 x): slopes [-1, 1] and [1, 2]
         (scalar(Node("neg", (0,)), Node("max", (0, 1))), 1, 5),
         (scalar(affine(0, "w"), Node("min", (0, 1)), w=[[2.0]]), 2, 5),

@@ -12,7 +12,7 @@ from lipctrl.certificates.checker.chain import chain_of
 from lipctrl.certificates.checker.definite import MAX_ORDER, OutOfRange
 from lipctrl.certificates.checker.graph import Graph
 from lipctrl.certificates.checker.intervals import Array
-from lipctrl.certificates.checker.network import Layer, Sort
+from lipctrl.certificates.checker.network import Layer, Sort, Sum
 from lipctrl.certificates.checker.products import absolute_product, norm_product
 from lipctrl.certificates.checker.verdict import Rejected
 from lipctrl.certificates.checker.verifiers.lipschitz_bound import rounded_up
@@ -101,7 +101,8 @@ def _upper_bound(problem: Problem, multipliers: Sequence[Array] | None, toleranc
     best = product
     optimal = product is not None and product.value <= floor * (1 + tolerance)
     small = multipliers is not None or sum(problem.network.variables) <= MAX_NEWTON_ORDER
-    if len(problem.network.signals) > 2 and not optimal and (small or problem.norm == "l2"):
+    exact = len(problem.network.signals) <= 2 and not any(isinstance(signal, Sum) for signal in problem.network.signals)  # |x - x| is 0
+    if not exact and not optimal and (small or problem.norm == "l2"):
         try:
             with np.errstate(all="ignore"):
                 if problem.norm == "linf":
