@@ -32,7 +32,7 @@ from lipctrl.core.progress import no_progress
 class CellProblem(Problem):
     """A problem whose network form holds on one cell only: the evidence is judged for that form."""
 
-    unrolled: dict[str, Unrolled] = field(default_factory=dict)  #: what the checker's code keeps from one judgement to the next
+    unrolled: dict[str, Unrolled] = field(default_factory=dict, init=False)  #: the increments of this network, kept by the checker's code
 
     def proved(self, bound: float, evidence: Mapping[str, Any], gap: float | None = None) -> UpperBound | None:
         """The bound on the cell if the checker's code accepts it, else ``None``."""
