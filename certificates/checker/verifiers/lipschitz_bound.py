@@ -23,7 +23,7 @@ small ones: see :mod:`lipctrl.certificates.checker.vertices`.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 from fractions import Fraction
 from typing import Any
@@ -100,7 +100,7 @@ def prove_lipschitz(graph: Graph, claim: Mapping[str, Any], evidence: Mapping[st
     try:
         require_ieee_products(256)  # before any weight is read: a mode that flushes subnormals changes them
         with np.errstate(all="ignore"):  # what overflows or is NaN is refused, in silence
-            prove = prove_network
+            prove: Callable[..., None] = prove_network
             if evidence.get("method") == "vertices":
                 from lipctrl.certificates.checker.vertices import prove_vertices  # which proves its leaves by this module
 
