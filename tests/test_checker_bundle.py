@@ -13,6 +13,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import safetensors.numpy
+from certificate_files import NAMES, entry, policy_folder, safetensors_file, zipped
 from hypothesis import given
 from hypothesis import strategies as st
 from loops import Sketch, counterexample, gain, identity, interval, linear_plant, saturated_scalar
@@ -156,15 +157,6 @@ def test_tensors_agree_with_the_safetensors_library(table):
         np.testing.assert_array_equal(tensor, expected[name])
 
 
-def _safetensors(header, body=b""):
-    text = header if isinstance(header, bytes) else json.dumps(header).encode()
-    return struct.pack("<Q", len(text)) + text + body
-
-
-def _entry(dtype="F32", shape=(1,), offsets=(0, 4)):
-    return {"dtype": dtype, "shape": list(shape), "data_offsets": list(offsets)}
-
-
 @pytest.mark.parametrize(
     "data",
     [
@@ -172,33 +164,33 @@ def _entry(dtype="F32", shape=(1,), offsets=(0, 4)):
         b"1234567",
         struct.pack("<Q", 2**63) + b"{}",
         struct.pack("<Q", 3) + b"{}",
-        _safetensors(b"[]"),
-        _safetensors(b'{"a": ' + json.dumps(_entry()).encode() + b', "a": ' + json.dumps(_entry()).encode() + b"}", bytes(4)),
-        _safetensors({"a": _entry()}),
-        _safetensors({"a": _entry()}, bytes(5)),
-        _safetensors({}, bytes(4)),
-        _safetensors({"a": _entry("F16", (2,))}, bytes(4)),
-        _safetensors({"a": _entry("BOOL", (4,))}, bytes(4)),
-        _safetensors({"a": _entry(shape=(2,))}, bytes(4)),
-        _safetensors({"a": _entry(shape=())}, bytes(4)),
-        _safetensors({"a": _entry(shape=(1, 1, 1))}, bytes(4)),
-        _safetensors({"a": _entry(shape=(0,), offsets=(0, 0))}),
-        _safetensors({"a": _entry(shape=(-1, -1))}, bytes(4)),
-        _safetensors({"a": _entry(shape=(True,))}, bytes(4)),
-        _safetensors({"a": _entry(shape=(2**40, 2**40))}, bytes(4)),
-        _safetensors({"a": _entry(offsets=(4, 0))}, bytes(4)),
-        _safetensors({"a": _entry(offsets=(0, 4, 4))}, bytes(4)),
-        _safetensors({"a": _entry(), "b": _entry()}, bytes(4)),
-        _safetensors({"a": _entry(), "b": _entry(offsets=(2, 6))}, bytes(6)),
-        _safetensors({"a": _entry(), "b": _entry(offsets=(8, 12))}, bytes(12)),
-        _safetensors({"a": {**_entry(), "extra": 1}}, bytes(4)),
-        _safetensors({"a": _entry()}, struct.pack("<f", np.nan)),
-        _safetensors({"a": _entry()}, struct.pack("<f", np.inf)),
-        _safetensors({"a": 3}, bytes(4)),
-        _safetensors({"a": {**_entry(), "shape": 1}}, bytes(4)),
-        _safetensors({"a": {**_entry(), "shape": {}}}, bytes(4)),
-        _safetensors({"a": {**_entry(), "data_offsets": None}}, bytes(4)),
-        _safetensors({"a": {"dtype": ["F32"], "shape": [1], "data_offsets": [0, 4]}}, bytes(4)),
+        safetensors_file(b"[]"),
+        safetensors_file(b'{"a": ' + json.dumps(entry()).encode() + b', "a": ' + json.dumps(entry()).encode() + b"}", bytes(4)),
+        safetensors_file({"a": entry()}),
+        safetensors_file({"a": entry()}, bytes(5)),
+        safetensors_file({}, bytes(4)),
+        safetensors_file({"a": entry("F16", (2,))}, bytes(4)),
+        safetensors_file({"a": entry("BOOL", (4,))}, bytes(4)),
+        safetensors_file({"a": entry(shape=(2,))}, bytes(4)),
+        safetensors_file({"a": entry(shape=())}, bytes(4)),
+        safetensors_file({"a": entry(shape=(1, 1, 1))}, bytes(4)),
+        safetensors_file({"a": entry(shape=(0,), offsets=(0, 0))}),
+        safetensors_file({"a": entry(shape=(-1, -1))}, bytes(4)),
+        safetensors_file({"a": entry(shape=(True,))}, bytes(4)),
+        safetensors_file({"a": entry(shape=(2**40, 2**40))}, bytes(4)),
+        safetensors_file({"a": entry(offsets=(4, 0))}, bytes(4)),
+        safetensors_file({"a": entry(offsets=(0, 4, 4))}, bytes(4)),
+        safetensors_file({"a": entry(), "b": entry()}, bytes(4)),
+        safetensors_file({"a": entry(), "b": entry(offsets=(2, 6))}, bytes(6)),
+        safetensors_file({"a": entry(), "b": entry(offsets=(8, 12))}, bytes(12)),
+        safetensors_file({"a": {**entry(), "extra": 1}}, bytes(4)),
+        safetensors_file({"a": entry()}, struct.pack("<f", np.nan)),
+        safetensors_file({"a": entry()}, struct.pack("<f", np.inf)),
+        safetensors_file({"a": 3}, bytes(4)),
+        safetensors_file({"a": {**entry(), "shape": 1}}, bytes(4)),
+        safetensors_file({"a": {**entry(), "shape": {}}}, bytes(4)),
+        safetensors_file({"a": {**entry(), "data_offsets": None}}, bytes(4)),
+        safetensors_file({"a": {"dtype": ["F32"], "shape": [1], "data_offsets": [0, 4]}}, bytes(4)),
     ],
 )
 def test_malformed_tensors_are_refused(data):
@@ -213,7 +205,7 @@ def test_metadata_of_other_writers_is_left_alone():
 
 def test_a_header_may_be_large_only_up_to_its_cap():
     with pytest.raises(Rejected, match="header length"):
-        parse_tensors(_safetensors(b"{" + b" " * bundle.MAX_HEADER + b"}"))
+        parse_tensors(safetensors_file(b"{" + b" " * bundle.MAX_HEADER + b"}"))
 
 
 # --- certificates -------------------------------------------------------------------------------------------------------
@@ -381,23 +373,14 @@ def test_plants_of_another_form_are_refused(change):
         parse_plant({**plant, **change})
 
 
-def _policy_folder(folder, policy, **change):
-    folder.mkdir()
-    names = {"observation": [["x", "1"]], "action": [["u", "1"]], "dt": "1/20", "provenance": {"seconds": 1.5}}
-    data = {"format": "lipctrl-policy", "version": 1, "graph": graph_to_json(policy), **names, **change}
-    (folder / "policy.json").write_text(json.dumps(data))
-    (folder / WEIGHTS).write_bytes(safetensors.numpy.save(dict(policy.tensors)))
-    return folder
-
-
 def test_policy_folders(tmp_path):
     policy = gain([-0.5])
-    graph, metadata = read_policy_folder(_policy_folder(tmp_path / "p", policy))
+    graph, metadata = read_policy_folder(policy_folder(tmp_path / "p", policy))
     assert graph.digest() == policy.digest()
     assert metadata["dt"] == Fraction(1, 20)
     assert metadata["action"] == (("u", "1"),)
     assert metadata["provenance"] == {"seconds": 1.5}
-    assert read_policy_folder(_policy_folder(tmp_path / "q", policy, dt=None))[1]["dt"] is None
+    assert read_policy_folder(policy_folder(tmp_path / "q", policy, {**NAMES, "dt": None}))[1]["dt"] is None
     changes = (
         {"version": 2},
         {"version": True},
@@ -410,7 +393,7 @@ def test_policy_folders(tmp_path):
     )
     for index, change in enumerate(changes):
         with pytest.raises(Rejected):
-            read_policy_folder(_policy_folder(tmp_path / str(index), policy, **change))
+            read_policy_folder(policy_folder(tmp_path / str(index), policy, {**NAMES, **change}))
     with pytest.raises(Rejected, match="cannot read"):
         read_policy_folder(tmp_path / "nowhere")
 
@@ -439,13 +422,6 @@ def test_files_over_the_cap_are_not_read(folder):
     assert "larger than" in check(folder).reason
 
 
-def _zip(path, members, **options):
-    with zipfile.ZipFile(path, "w", **options) as archive:
-        for name, data in members:
-            archive.writestr(name, data)
-    return path
-
-
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 @pytest.mark.parametrize(
     "rename",
@@ -465,13 +441,13 @@ def _zip(path, members, **options):
 )
 def test_zips_of_another_form_are_refused(folder, tmp_path, rename):
     members = (folder / CERTIFICATE).read_bytes(), (folder / WEIGHTS).read_bytes()
-    assert check(_zip(tmp_path / "good.zip", zip((CERTIFICATE, WEIGHTS), members, strict=True))).status == "verified"
-    assert check(_zip(tmp_path / "bad.zip", rename(*members))).status == "rejected"
+    assert check(zipped(tmp_path / "good.zip", zip((CERTIFICATE, WEIGHTS), members, strict=True))).status == "verified"
+    assert check(zipped(tmp_path / "bad.zip", rename(*members))).status == "rejected"
 
 
 def test_zip_bombs_are_cut_off(folder, tmp_path):
     weights = (folder / WEIGHTS).read_bytes()
-    bomb = _zip(
+    bomb = zipped(
         tmp_path / "a.zip",
         [(CERTIFICATE, b" " * (bundle.MAX_BYTES[CERTIFICATE] + 1)), (WEIGHTS, weights)],
         compression=zipfile.ZIP_DEFLATED,
@@ -482,13 +458,13 @@ def test_zip_bombs_are_cut_off(folder, tmp_path):
 
 def test_large_members_of_a_zip_may_be_stored_without_compression(tmp_path):
     large = b" " * (3 * bundle.MAX_DIRECTORY)
-    assert bundle._read_zip(_zip(tmp_path / "a.zip", [(CERTIFICATE, b"{}"), (WEIGHTS, large)]))[WEIGHTS] == large
+    assert bundle._read_zip(zipped(tmp_path / "a.zip", [(CERTIFICATE, b"{}"), (WEIGHTS, large)]))[WEIGHTS] == large
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
 def test_unusual_compression_is_refused(folder, tmp_path, method):
     members = [(name, (folder / name).read_bytes()) for name in (CERTIFICATE, WEIGHTS)]
-    assert "unusual compression" in check(_zip(tmp_path / "a.zip", members, compression=method)).reason
+    assert "unusual compression" in check(zipped(tmp_path / "a.zip", members, compression=method)).reason
 
 
 def test_a_zip_with_a_million_entries_is_not_indexed(tmp_path):

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import safetensors.numpy
+from certificate_files import policy_folder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from loops import counterexample, gain, interval, linear_plant, saturated_scalar
@@ -23,7 +23,6 @@ from mutations import mutants
 from lipctrl.certificates.checker import kinds
 from lipctrl.certificates.checker.bundle import CERTIFICATE, WEIGHTS, read_certificate
 from lipctrl.certificates.checker.command import describe, main
-from lipctrl.certificates.checker.graph import graph_to_json
 from lipctrl.certificates.checker.kinds import KINDS, check, resolve_about
 from lipctrl.certificates.checker.verdict import Rejected, verified
 from lipctrl.certificates.checker.writing import write_certificate
@@ -146,15 +145,6 @@ def test_chains_are_short(tmp_path, stubs):
 
 
 # --- about --------------------------------------------------------------------------------------------------------------
-
-
-def policy_folder(folder, policy):
-    folder.mkdir()
-    names = {"observation": [["x", "1"]], "action": [["u", "1"]], "dt": None, "provenance": {}}
-    data = {"format": "lipctrl-policy", "version": 1, "graph": graph_to_json(policy), **names}
-    (folder / "policy.json").write_text(json.dumps(data))
-    (folder / WEIGHTS).write_bytes(safetensors.numpy.save(dict(policy.tensors)))
-    return folder
 
 
 def test_about_compares_digests(tmp_path, folder, monkeypatch):

@@ -8,20 +8,19 @@ import json
 import os
 import struct
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import safetensors.numpy
+from certificate_files import Change, entry, policy_folder, put, safetensors_file, zipped
 from loops import Sketch, gain, identity, linear_plant, saturated_scalar
 
 from lipctrl.certificates.checker import bundle
 from lipctrl.certificates.checker.bundle import (
     CERTIFICATE,
-    POLICY,
     PROVENANCE,
     WEIGHTS,
     fields,
@@ -39,22 +38,6 @@ from lipctrl.certificates.checker.bundle import (
 from lipctrl.certificates.checker.graph import Graph, Node, graph_to_json
 from lipctrl.certificates.checker.verdict import Rejected
 from lipctrl.certificates.checker.writing import certificate_bytes, write_certificate
-
-Change = Callable[[Any], Any]
-
-
-def put(path: str, value: Any) -> Change:
-    """The change that puts ``value`` at a dotted path."""
-
-    def change(data: Any) -> Any:
-        *steps, last = (int(step) if step.isdigit() else step for step in path.split("."))
-        place = data
-        for step in steps:
-            place = place[step]
-        place[last] = value
-        return data
-
-    return change
 
 
 def refused(reason: str, function: Callable[..., Any], *arguments: Any, **options: Any) -> None:
@@ -115,15 +98,6 @@ def test_integers_and_decimals_of_json() -> None:
 
 
 # --- tensors ----------------------------------------------------------------------------------------------------------
-
-
-def safetensors_file(header: Any, body: bytes = b"") -> bytes:
-    text = header if isinstance(header, bytes) else json.dumps(header).encode()
-    return struct.pack("<Q", len(text)) + text + body
-
-
-def entry(dtype: str = "F32", shape: Any = (1,), offsets: Any = (0, 4)) -> dict[str, Any]:
-    return {"dtype": dtype, "shape": list(shape), "data_offsets": list(offsets)}
 
 
 def test_tensors_are_rows_of_little_endian_floats() -> None:
@@ -365,22 +339,19 @@ def test_every_rule_of_a_plant(change: Change, reason: str | None) -> None:
 # --- policy folders ---------------------------------------------------------------------------------------------------
 
 
-def policy_folder(folder: Path, change: Change = lambda data: data) -> Path:
-    policy = gain([-0.5, 0.25])
-    names = {"observation": [["x", "1"], ["v", "m / s"]], "action": [["u", "1"]], "dt": "1/20", "provenance": {"seconds": 1.5}}
-    data = {"format": "lipctrl-policy", "version": 1, "graph": graph_to_json(policy), **names}
-    folder.mkdir()
-    (folder / POLICY).write_text(json.dumps(change(data)))
-    (folder / WEIGHTS).write_bytes(safetensors.numpy.save(dict(policy.tensors)))
-    return folder
+NAMES = {"observation": [["x", "1"], ["v", "m / s"]], "action": [["u", "1"]]}
+
+
+def gain_folder(folder: Path, change: Change = lambda data: data) -> Path:
+    return policy_folder(folder, gain([-0.5, 0.25]), NAMES, change)
 
 
 def test_a_policy_folder_is_read_whole(tmp_path: Path) -> None:
-    policy, found = read_policy_folder(policy_folder(tmp_path / "p"))
+    policy, found = read_policy_folder(gain_folder(tmp_path / "p"))
     assert policy.digest() == gain([-0.5, 0.25]).digest()
     names = {"observation": (("x", "1"), ("v", "m / s")), "action": (("u", "1"),)}
     assert found == {**names, "dt": Fraction(1, 20), "provenance": {"seconds": 1.5}}
-    assert read_policy_folder(policy_folder(tmp_path / "q", put("dt", None)))[1]["dt"] is None
+    assert read_policy_folder(gain_folder(tmp_path / "q", put("dt", None)))[1]["dt"] is None
 
 
 POLICIES: list[tuple[Change, str]] = [
@@ -400,7 +371,7 @@ POLICIES: list[tuple[Change, str]] = [
 
 @pytest.mark.parametrize(("change", "reason"), POLICIES, ids=range(len(POLICIES)))
 def test_every_rule_of_a_policy_folder(tmp_path: Path, change: Change, reason: str) -> None:
-    refused(reason, read_policy_folder, policy_folder(tmp_path / "p", change))
+    refused(reason, read_policy_folder, gain_folder(tmp_path / "p", change))
 
 
 # --- folders and zips -------------------------------------------------------------------------------------------------
@@ -433,13 +404,6 @@ def test_every_rule_of_a_folder(folder: Path, tmp_path: Path) -> None:
     os.mkfifo(folder / WEIGHTS)  # opening it must not wait for a writer
     refused(f"{WEIGHTS} is not a regular file", read_certificate, folder)
     refused(f"cannot read {CERTIFICATE}: No such file", read_certificate, tmp_path / "nowhere" / CERTIFICATE)
-
-
-def zipped(path: Path, members: Iterable[tuple[str, bytes]], **options: Any) -> Path:
-    with zipfile.ZipFile(path, "w", **options) as archive:
-        for name, data in members:
-            archive.writestr(name, data)
-    return path
 
 
 @pytest.mark.parametrize("prefix", ["", "run/", "a b/", "..a/", ".../", ".a/"])

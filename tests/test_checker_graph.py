@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from certificate_files import Change, drop, put
 
 from lipctrl.certificates.checker import graph as graph_module
 from lipctrl.certificates.checker.graph import (
@@ -357,70 +358,46 @@ def test_what_was_written_is_read_again() -> None:
     assert inner.nesting == 1 and inner.nodes == inner_graph().nodes and recentre.attributes["point"] == (ZERO, HALF)
 
 
-def _set(path: str, value: Any) -> Callable[[Any], Any]:
-    def change(data: Any) -> Any:
-        *steps, last = (int(step) if step.isdigit() else step for step in path.split("."))
-        place = data
-        for step in steps:
-            place = place[step]
-        place[last] = value
-        return data
-
-    return change
-
-
-def _drop(path: str) -> Callable[[Any], Any]:
-    def change(data: Any) -> Any:
-        *steps, last = (int(step) if step.isdigit() else step for step in path.split("."))
-        place = data
-        for step in steps:
-            place = place[step]
-        del place[last]
-        return data
-
-    return change
-
-
-UNREADABLE: list[tuple[Callable[[Any], Any], str]] = [
+UNREADABLE: list[tuple[Change, str]] = [
     (lambda data: [data], "exactly the keys"),
     (lambda data: None, "exactly the keys"),
-    (_drop("nodes"), "exactly the keys"),
-    (_drop("outputs"), "exactly the keys"),
-    (_drop("tensors"), "exactly the keys"),
-    (_set("extra", 1), "exactly the keys"),
-    (_set("nodes.11.graph.tensors", {}), "exactly the keys"),
-    (_drop("nodes.11.graph.outputs"), "exactly the keys"),
-    (_set("nodes.11.graph", None), "exactly the keys"),
-    (_set("nodes", {}), "list of nodes and a table"),
-    (_set("outputs", []), "list of nodes and a table"),
-    (_set("nodes.11.graph.nodes", {}), "list of nodes and a table"),
-    (_set("tensors", ["W", "b", "b2"]), "not in the weights file"),
-    (_set("tensors.W2", {}), "not in the weights file"),
-    (_set("tensors.W.shape", [2, 3]), "differs from its descriptor"),
-    (_set("tensors.W.dtype", "float64"), "differs from its descriptor"),
-    (_set("tensors.W.sha256", "0" * 64), "differs from its descriptor"),
-    (_set("tensors.W", None), "differs from its descriptor"),
-    (_set("nodes.0", []), "needs 'op' and 'inputs'"),
-    (_set("nodes.0.op", 3), "needs 'op' and 'inputs'"),
-    (_drop("nodes.0.op"), "needs 'op' and 'inputs'"),
-    (_set("nodes.0.inputs", {}), "needs 'op' and 'inputs'"),
-    (_drop("nodes.0.inputs"), "needs 'op' and 'inputs'"),
-    (_set("nodes.3.inputs", [[0]]), "earlier nodes"),
-    (_set("nodes.2.values", "123"), "'values' must be a list"),
-    (_set("nodes.2.values", {"1": 1, "2": 1, "3": 1}), "'values' must be a list"),
-    (_set("nodes.4.low", "01"), "'low' must be a list"),
-    (_set("nodes.4.high", None), "'high' must be a list"),
-    (_set("nodes.11.point", "01"), "'point' must be a list"),
-    (_set("nodes.9.indices", {"0": 1}), "'indices' must be a list"),
-    (_set("nodes.2.values", [1, 1, 1]), "such as '3/20'"),
-    (_set("nodes.5.slope", ["1/10"]), "such as '3/20'"),
-    (_set("nodes.3.exponent", "3"), "integer in 0..64"),
-    (_set("nodes.9.indices", ["0"]), "integer in 0..2"),
+    (drop("nodes"), "exactly the keys"),
+    (drop("outputs"), "exactly the keys"),
+    (drop("tensors"), "exactly the keys"),
+    (put("extra", 1), "exactly the keys"),
+    (put("nodes.11.graph.tensors", {}), "exactly the keys"),
+    (drop("nodes.11.graph.outputs"), "exactly the keys"),
+    (put("nodes.11.graph", None), "exactly the keys"),
+    (put("nodes", {}), "list of nodes and a table"),
+    (put("outputs", []), "list of nodes and a table"),
+    (put("nodes.11.graph.nodes", {}), "list of nodes and a table"),
+    (put("tensors", ["W", "b", "b2"]), "not in the weights file"),
+    (put("tensors.W2", {}), "not in the weights file"),
+    (put("tensors.W.shape", [2, 3]), "differs from its descriptor"),
+    (put("tensors.W.dtype", "float64"), "differs from its descriptor"),
+    (put("tensors.W.sha256", "0" * 64), "differs from its descriptor"),
+    (put("tensors.W", None), "differs from its descriptor"),
+    (put("nodes.0", []), "needs 'op' and 'inputs'"),
+    (put("nodes.0.op", 3), "needs 'op' and 'inputs'"),
+    (drop("nodes.0.op"), "needs 'op' and 'inputs'"),
+    (put("nodes.0.inputs", {}), "needs 'op' and 'inputs'"),
+    (drop("nodes.0.inputs"), "needs 'op' and 'inputs'"),
+    (put("nodes.3.inputs", [[0]]), "earlier nodes"),
+    (put("nodes.2.values", "123"), "'values' must be a list"),
+    (put("nodes.2.values", {"1": 1, "2": 1, "3": 1}), "'values' must be a list"),
+    (put("nodes.4.low", "01"), "'low' must be a list"),
+    (put("nodes.4.high", None), "'high' must be a list"),
+    (put("nodes.11.point", "01"), "'point' must be a list"),
+    (put("nodes.9.indices", {"0": 1}), "'indices' must be a list"),
+    (put("nodes.2.values", [1, 1, 1]), "such as '3/20'"),
+    (put("nodes.5.slope", ["1/10"]), "such as '3/20'"),
+    (put("nodes.3.exponent", "3"), "integer in 0..64"),
+    (put("nodes.9.indices", ["0"]), "integer in 0..2"),
 ]
 
 
 @pytest.mark.parametrize(("change", "reason"), UNREADABLE, ids=range(len(UNREADABLE)))
-def test_every_rule_of_reading(change: Callable[[Any], Any], reason: str) -> None:
+def test_every_rule_of_reading(change: Change, reason: str) -> None:
     with pytest.raises(GraphError, match=reason):
         graph_from_json(change(copy.deepcopy(graph_to_json(everything()))), TENSORS)
 

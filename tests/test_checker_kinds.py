@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-import safetensors.numpy
+from certificate_files import policy_folder
 from loops import gain, saturated_scalar
 
 from lipctrl.certificates.checker import kinds, writing
@@ -82,20 +82,10 @@ def test_certificates_may_come_as_paths_or_as_read(tmp_path: Path, table: dict[s
     assert len(table["sure"].seen) == 4
 
 
-def policy_folder(folder: Path, gain_value: float) -> Path:
-    policy = gain([gain_value])
-    folder.mkdir()
-    names = {"observation": [["x", "1"]], "action": [["u", "1"]], "dt": None, "provenance": {}}
-    data = {"format": "lipctrl-policy", "version": 1, "graph": graph_to_json(policy), **names}
-    (folder / POLICY).write_text(json.dumps(data))
-    (folder / WEIGHTS).write_bytes(safetensors.numpy.save(dict(policy.tensors)))
-    return folder
-
-
 def test_what_a_certificate_must_be_about(tmp_path: Path, table: dict[str, Verifier], monkeypatch: pytest.MonkeyPatch) -> None:
     certificate = parse_certificate(*certificate_bytes(kind="sure", claim={}, **saturated_scalar()))
     policy, plant = certificate.digests["policy"], certificate.digests["plant"]
-    same, other = policy_folder(tmp_path / "same", -0.5), policy_folder(tmp_path / "other", 0.5)
+    same, other = policy_folder(tmp_path / "same", gain([-0.5])), policy_folder(tmp_path / "other", gain([0.5]))
     names = tmp_path / "plant_digests.json"
     names.write_text(json.dumps({"gym-pendulum": plant, "van-der-pol": "0" * 64}))
     monkeypatch.setattr(kinds, "PLANT_DIGESTS", names)
