@@ -2,14 +2,16 @@
 
 Let A be the slopes at a point x of the cell and A_0 the derivative of the output's polynomial, see
 :mod:`lipctrl.certificates.checker.curved`. Where a signal is multiplied by the slope of a unit, or by another signal, it gets an error:
-of the product of P' = P'_1 + P'_2 + P'_3, parts of degree 0, 1 and 2 in x - c, with the multiplier only what is below the order
-is kept, so some e_1 P'_1 + e_2 P'_2 + e_3 P'_3 is missing, where all e_j are numbers with known bounds, one for each unit. All that
-comes later multiplies an error by N, the derivatives of the output with the true multipliers: A - A_0 is the sum of all
-N (e_1 P'_1 + e_2 P'_2 + e_3 P'_3), exactly. With N as columns, P' as rows, any positive numbers D, and e_j as diagonal matrices,
+of the product of P' = P'_1 + P'_2 + P'_3, parts of degree 0, 1 and 2 in x - c, with the multiplier g + w, g fixed, only what is below
+the order is kept, so some E = e_1 P'_1 + e_2 P'_2 + e_3 P'_3 is missing, all e_j with known bounds, one for each unit. With
+Z = A - A_0 for the operand, the result is wrong by E + w Z + g Z; so with N, the derivatives of the output with the multipliers g,
+A - A_0 of the output is the sum of all N (E + w Z), exactly. With N as columns, P' as rows, any positive numbers D, and e_j as
+diagonal matrices,
 
-    |A - A_0| <= |N D| (|D^-1 e_1 P'_1| + |D^-1 e_2 P'_2| + |D^-1 e_3 P'_3|),
+    |N E| <= |N D| (|D^-1 e_1 P'_1| + |D^-1 e_2 P'_2| + |D^-1 e_3 P'_3|),    |N w Z| <= |N w| |Z|,
 
-where the errors of many units do not add up as their absolute values would.
+where the errors of many units do not add up as their absolute values would. |Z| follows from step to step by the norms of
+what is done to it; it is of higher order, so that it need not be known well.
 """
 
 from __future__ import annotations
@@ -35,10 +37,11 @@ Back = Callable[[Interval], Interval]  #: from derivatives (m, n) with respect t
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """What a result takes from one operand; of a multiplier also what is ``left_out``, see :class:`CurvedAlgebra`."""
+    """What a result takes from one operand, in norm at most ``gain`` times it; of a multiplier also ``left_out``, see `CurvedAlgebra`."""
 
     operand: Model
     back: Back
+    gain: float
     left_out: Sizes | None = None
 
 
@@ -46,14 +49,23 @@ class Link:
 class Errors:
     """J multiplications: N ``after`` (m, J), P'_1 ``before`` (J, k), P'_2 = ``bend`` (J, k, k) (x - c), |P'_3| <= ``swing`` (J, k).
 
-    ``left_out`` (3, J) bounds e_1, e_2 and e_3.
+    ``play`` (J, k) bounds Z, and ``left_out`` (3, J) bounds e_1, e_2, and both e_3 and w.
     """
 
     after: Interval
     before: Interval
     bend: Interval
     swing: Array
+    play: Array
     left_out: Array
+
+
+@dataclass(frozen=True)
+class Step:
+    """How a result was made: of each operand its name, the most that its Z grows, and the errors of a multiplication."""
+
+    result: int
+    sources: list[tuple[int, float, Errors | None]]
 
 
 class Recorder(CurvedAlgebra):
@@ -64,36 +76,37 @@ class Recorder(CurvedAlgebra):
         self._steps: list[tuple[Model, list[Link]]] = []
         self._gains: list[Link] = []
 
-    def errors(self, found: LocalSlopes) -> list[Errors] | None:
-        """The errors of all multiplications on the way to the output; ``None`` where some value has no model."""
+    def steps(self, found: LocalSlopes) -> list[Step] | None:
+        """All that was done on the way to the output, in that order; ``None`` where some value has no model."""
         output = found.output.model if isinstance(found.output, Curved) else None
         if output is None:
             return None
         derivatives = {id(output): iv.point(np.eye(output.error.shape[1]))}
-        made: list[Errors] = []
+        steps: list[Step] = []
         for result, links in reversed(self._steps):
             after = derivatives.pop(id(result), None)
             if after is None:
                 continue
+            steps.append(Step(id(result), []))
             for link in links:
                 x = link.operand
-                if link.left_out is not None:
-                    made.append(_errors(after, x, link.left_out))
+                made = None if link.left_out is None else _errors(after, x, link.left_out)
+                steps[-1].sources.append((id(x), link.gain, made))
                 back, known = link.back(after), derivatives.get(id(x))
                 derivatives[id(x)] = back if known is None else known + back
-        return made
+        return steps[::-1]
 
-    def _noted(self, result: Local, *links: tuple[Enclosed, Back]) -> Local:
+    def _noted(self, result: Local, *links: tuple[Enclosed, Back, float]) -> Local:
         """Keep how a result that is linear in its operands was made."""
         if isinstance(result, Curved) and result.model is not None:
-            known = [(x.model, back) for x, back in links if isinstance(x, Curved) and x.model is not None]
-            self._steps.append((result.model, [Link(model, _fitted(model, back)) for model, back in known]))
+            known = [(x.model, back, gain) for x, back, gain in links if isinstance(x, Curved) and x.model is not None]
+            self._steps.append((result.model, [Link(x, _fitted(x, back), gain) for x, back, gain in known]))
         return result
 
     def _gained(self, x: Model, gain: Interval, certain: Sizes, doubt: Array) -> Array:
         left_out = self._left_out(certain, doubt)
-        whole = Interval(iv.down(gain.low - left_out[-1]), up(gain.high + left_out[-1]))
-        self._gains.append(Link(x, _fitted(x, lambda after: after * whole), left_out))
+        most = up(up(gain.magnitude + left_out[-1]).max() * _repeated(x.error.shape[1], left_out[-1].shape[1]))
+        self._gains.append(Link(x, _fitted(x, lambda after: after * gain), float(most), left_out))
         return super()._gained(x, gain, certain, doubt)
 
     def _multiplied(self, result: Local) -> Local:
@@ -111,67 +124,81 @@ class Recorder(CurvedAlgebra):
         if self._gains:
             return self._multiplied(product)
         factor = x.value if x.slope is None else y.value  # one of them is constant
-        return self._noted(product, *((signal, lambda after: after * factor) for signal in (x, y)))
+        length, most = product.value.low.shape[1], factor.magnitude.max()
+        gains = [float(up(most * _repeated(signal.value.low.shape[1], length))) for signal in (x, y)]
+        return self._noted(product, *((signal, lambda after: after * factor, gain) for signal, gain in zip((x, y), gains, strict=True)))
 
     def add(self, x: Enclosed, y: Enclosed) -> Local:
-        return self._noted(super().add(x, y), (x, _same), (y, _same))
+        total = super().add(x, y)
+        first, second = (_repeated(signal.value.low.shape[1], total.value.low.shape[1]) for signal in (x, y))
+        return self._noted(total, (x, _same, first), (y, _same, second))
 
     def neg(self, x: Enclosed) -> Local:
-        return self._noted(super().neg(x), (x, lambda after: -after))
+        return self._noted(super().neg(x), (x, lambda after: -after, 1.0))
 
     def _shifted(self, x: Local, by: Interval) -> Local:
-        return self._noted(super()._shifted(x, by), (x, _same))
+        return self._noted(super()._shifted(x, by), (x, _same, 1.0))
 
     def affine(self, x: Enclosed, weight: Array, bias: Array | None) -> Local:
-        return self._noted(super().affine(x, weight, bias), (x, lambda after: iv.affine(after, weight.T, None)))
+        gain = self._remembered(_gain_of_weight, weight)
+        return self._noted(super().affine(x, weight, bias), (x, lambda after: iv.affine(after, weight.T, None), gain))
 
     def select(self, x: Enclosed, indices: tuple[int, ...]) -> Local:
         taken = np.zeros((x.value.low.shape[1], len(indices)))
         taken[list(indices), np.arange(len(indices))] = 1.0
-        return self._noted(super().select(x, indices), (x, lambda after: iv.affine(after, taken, None)))
+        often = float(up(np.sqrt(taken.sum(1).max())))
+        return self._noted(super().select(x, indices), (x, lambda after: iv.affine(after, taken, None), often))
 
     def concatenate(self, *parts: Enclosed) -> Local:
         ends = np.cumsum([0, *(part.value.low.shape[1] for part in parts)])
         slices = [slice(a, b) for a, b in pairwise(ends.tolist())]
-        links = [(part, _part(at)) for part, at in zip(parts, slices, strict=True)]
+        links = [(part, _part(at), 1.0) for part, at in zip(parts, slices, strict=True)]
         return self._noted(super().concatenate(*parts), *links)
 
 
-def remainder(made: Sequence[Errors], scale_in: Interval, scale_out: Interval, spread: Callable[[Array], Array]) -> float:
-    """A bound of |S_out (A - A_0) S_in^-1| in Euclidean norm; ``spread`` takes |a| (k, 1, 1) to the most of a d.
+def remainder(steps: Sequence[Step], scale_in: Interval, scale_out: Interval, spread: Callable[[Array], Array]) -> float:
+    """A bound of |S_out (A - A_0) S_in^-1| in Euclidean norm; ``spread`` takes |a| (k, 1, 1) to the most of a d."""
+    wrong: dict[int, float] = {}  # |Z S_in^-1| of signals
+    total = 0.0
+    for step in steps:
+        result = 0.0
+        for operand, gain, errors in step.sources:
+            before = wrong.get(operand, 0.0)
+            result = up(result + up(gain * before))
+            if errors is None or not errors.swing.size:
+                continue
+            after = errors.after * Interval(scale_out.low[:, None], scale_out.high[:, None])
+            balance, rows = _balanced(errors, after, scale_in, spread)
+            total = up(total + up(gain_of(after * iv.point(balance)) * rows))
+            if before != 0:
+                total = up(total + up(gain_of(after * iv.point(errors.left_out[-1])) * before))
+            result = up(result + up(balance.max() * rows))
+        wrong[step.result] = result
+    return float(total)
 
-    All errors at once, or the sum over the multiplications, whose N are known the better the later they come.
-    """
-    made = [errors for errors in made if errors.swing.size]
-    apart = 0.0
-    for errors in made:
-        apart = up(apart + _remainder(errors, scale_in, scale_out, spread))
-    return float(np.minimum(apart, _remainder(_joined(made), scale_in, scale_out, spread)) if len(made) > 1 else apart)
 
-
-def _remainder(errors: Errors, scale_in: Interval, scale_out: Interval, spread: Callable[[Array], Array]) -> float:
-    after = errors.after * Interval(scale_out.low[:, None], scale_out.high[:, None])
+def _balanced(errors: Errors, after: Interval, scale_in: Interval, spread: Callable[[Array], Array]) -> tuple[Array, float]:
+    """D (J,), and a bound of |D^-1 E S_in^-1|."""
     before, bend, swing = errors.before / scale_in, errors.bend / scale_in, up(errors.swing / scale_in.low)
     sizes = _norms(before.magnitude, 1), spread(_norms(bend.magnitude, 2).T[:, None, :])[0], _norms(swing, 1)
-    balance = np.sqrt(sum(errors.left_out * sizes) / _norms(after.magnitude, 0))
+    balance = np.sqrt((errors.left_out * sizes).sum(0) / _norms(after.magnitude, 0))
     balance = np.where((balance > 2.0**-200) & (balance < 2.0**200), balance, 1.0)  # any positive numbers will do
     first, second, third = (iv.point(left_out) / iv.point(balance) for left_out in errors.left_out)
     bent = np.array([gain_of(_weighted(second, Interval(bend.low[:, k], bend.high[:, k]))) for k in range(bend.low.shape[1])])
     total = up(gain_of(_weighted(first, before)) + spread(bent[:, None, None])[0, 0])
-    total = up(total + nonnegative_gains(_weighted(third, iv.point(swing)).high[None])[0])
-    return float(up(gain_of(after * iv.point(balance)) * total))
+    return balance, float(up(total + nonnegative_gains(_weighted(third, iv.point(swing)).high[None])[0]))
 
 
-def row_remainders(made: Sequence[Errors], scale_in: Interval, scale_out: Interval, spread: Callable[[Array], Array]) -> Array:
+def row_remainders(steps: Sequence[Step], scale_in: Interval, scale_out: Interval, spread: Callable[[Array], Array]) -> Array:
     """Bounds (m,) of the sums of absolute values in the rows of S_out (A - A_0) S_in^-1."""
     total = np.full(len(scale_out.low), 2.0**-500)
-    for errors in made:
+    for errors in (errors for step in steps for _, _, errors in step.sources if errors is not None):
         after = (errors.after * Interval(scale_out.low[:, None], scale_out.high[:, None])).magnitude
-        before, bend, swing = (errors.before / scale_in).magnitude, (errors.bend / scale_in).magnitude, up(errors.swing / scale_in.low)
+        before, bend = (errors.before / scale_in).magnitude, (errors.bend / scale_in).magnitude
         slack = 1 + 4 * (len(bend) + bend.shape[1] + 8) * iv.UNIT
-        sums = before.sum(1) * slack, spread(bend.sum(2).T[:, None, :] * slack + 2.0**-1000)[0], swing.sum(1) * slack
-        rows = up(errors.left_out * sums).sum(0)
-        total = up(total + up(after @ rows * slack + 2.0**-500))
+        swing, play = (up(size / scale_in.low).sum(1) * slack for size in (errors.swing, errors.play))
+        sums = before.sum(1) * slack, spread(bend.sum(2).T[:, None, :] * slack + 2.0**-1000)[0], up(swing + play)
+        total = up(total + up(after @ up(errors.left_out * sums).sum(0) * slack + 2.0**-500))
     return total
 
 
@@ -183,33 +210,23 @@ def _weighted(factor: Interval, rows: Interval) -> Interval:
     return Interval(factor.low[:, None], factor.high[:, None]) * rows
 
 
-def _joined(made: Sequence[Errors]) -> Errors:
-    """Several multiplications as one."""
-
-    def both(parts: Sequence[Interval], axis: int = 0) -> Interval:
-        return Interval(*(np.concatenate([getattr(part, end) for part in parts], axis) for end in ("low", "high")))
-
-    inner = both([e.before for e in made]), both([e.bend for e in made]), np.concatenate([e.swing for e in made])
-    return Errors(both([e.after for e in made], 1), *inner, np.concatenate([e.left_out for e in made], 1))
-
-
-def expanded_gain(family: Family, made: Sequence[Errors], scale_in: Interval, scale_out: Interval, euclidean: bool) -> float:
+def expanded_gain(family: Family, steps: Sequence[Step], scale_in: Interval, scale_out: Interval, euclidean: bool) -> float:
     """The bound of the polynomial part of a family and of all errors together; NaN or infinite where there is none."""
     polynomial = replace(family, error=np.zeros_like(family.error))
     if euclidean:
-        return float(up(family_gains(polynomial)[0] + remainder(made, scale_in, scale_out, family.spread)))
+        return float(up(family_gains(polynomial)[0] + remainder(steps, scale_in, scale_out, family.spread)))
     reach = family.most()
     hull = Interval(iv.down(family.centre.low - reach), up(family.centre.high + reach))
-    rows = family_row_sums(polynomial, hull)[0] + row_remainders(made, scale_in, scale_out, family.spread)
+    rows = family_row_sums(polynomial, hull)[0] + row_remainders(steps, scale_in, scale_out, family.spread)
     return float(up(rows).max())
 
 
-def record(graph: Graph, cells: Cells, remembered: Remembered | None = None) -> tuple[LocalSlopes, list[Errors] | None]:
-    """Slopes by polynomials on one cell, and the errors of all multiplications on the way."""
+def record(graph: Graph, cells: Cells, remembered: Remembered | None = None) -> tuple[LocalSlopes, list[Step] | None]:
+    """Slopes by polynomials on one cell, and all that was done on the way."""
     algebra = Recorder(cells, remembered)
     algebra.order = order_of(graph, len(cells.free))
     found = algebra.whole(graph)
-    return found, algebra.errors(found)
+    return found, algebra.steps(found)
 
 
 def order_of(graph: Graph, count: int) -> int:
@@ -227,9 +244,13 @@ def _errors(after: Interval, x: Model, left_out: Sizes) -> Errors:
     ends = (np.broadcast_to(end[:, 0], (k, count)).T for end in (x.linear.low, x.linear.high))
     bend = iv.point(np.zeros((k, k, 1, count))) if x.bend is None else x.bend
     bends = (np.broadcast_to(end[:, :, 0], (k, k, count)).transpose(2, 0, 1) for end in (bend.low, bend.high))
-    third, zero = [*x.swings, np.zeros_like(x.play)][2], np.zeros_like(left_out[0])
-    swing = np.broadcast_to(third[:, 0], (k, count)).T
-    return Errors(after, Interval(*ends), Interval(*bends), swing, np.stack([np.broadcast_to(e[0], count) for e in (*left_out, zero)[:3]]))
+    swing, play = (np.broadcast_to(size[:, 0], (k, count)).T for size in ([*x.swings, np.zeros_like(x.play)][2], x.play))
+    sizes = np.stack([np.broadcast_to(size[0], count) for size in (*left_out[:2], left_out[-1])])
+    return Errors(after, Interval(*ends), Interval(*bends), swing, play, sizes)
+
+
+def _gain_of_weight(weight: Array) -> float:
+    return gain_of(iv.point(weight.astype(np.float64)))
 
 
 def _fitted(x: Model, back: Back) -> Back:
@@ -242,6 +263,11 @@ def _fitted(x: Model, back: Back) -> Back:
         return iv.affine(result, np.ones((1, result.low.shape[1])), None)
 
     return fitted
+
+
+def _repeated(size: int, other: int) -> float:
+    """The norm of what makes a signal of this length one of another, by repeating it."""
+    return float(up(np.sqrt(max(size, other) / size)))
 
 
 def _part(at: slice) -> Back:
