@@ -7,6 +7,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+from verifying import of_several_ends, unsafe_arithmetic
 
 from lipctrl.certificates.checker import intervals as iv
 from lipctrl.certificates.checker import work as counting
@@ -14,7 +15,6 @@ from lipctrl.certificates.checker.bundle import Certificate
 from lipctrl.certificates.checker.domain import read_domain
 from lipctrl.certificates.checker.enclosure import Remembered
 from lipctrl.certificates.checker.graph import Graph, Node
-from lipctrl.certificates.checker.intervals import UnsafeArithmetic
 from lipctrl.certificates.checker.verdict import Rejected
 from lipctrl.certificates.checker.verifiers import action_deviation as module
 from lipctrl.certificates.checker.verifiers.action_deviation import Deviation, prove_deviation, read_deviation, verify
@@ -83,10 +83,8 @@ def test_units_in_the_last_place_that_are_accepted():
 
 
 def test_graphs_have_one_input_and_one_output():
-    one = Node("input", (), {"name": "x", "size": 2})
-    two = Graph((one, Node("input", (), {"name": "y", "size": 2})), {"u": 0}, {})
-    refuses(claim_of(1), "one input and one output", graph=two)
-    refuses(claim_of(1), "one input and one output", graph=Graph((one,), {"u": 0, "v": 0}, {}))
+    for graph in of_several_ends(2):
+        refuses(claim_of(1), "one input and one output", graph=graph)
 
 
 def test_balls_are_not_weighted():
@@ -128,13 +126,7 @@ def test_work_is_counted_before_it_is_done(monkeypatch):
 
 
 def test_the_arithmetic_is_probed(monkeypatch):
-    orders = []
-
-    def probe(order):
-        orders.append(order)
-        raise UnsafeArithmetic("this process rounds upwards")
-
-    monkeypatch.setattr(module, "require_ieee_products", probe)
+    orders = unsafe_arithmetic(monkeypatch, module)
     refuses(claim_of(1), "rounds upwards")
     assert orders == [256]
 

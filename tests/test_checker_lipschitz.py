@@ -8,11 +8,11 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+from verifying import unsafe_arithmetic
 
 from lipctrl.certificates.checker.bundle import Certificate
 from lipctrl.certificates.checker.definite import OutOfRange
 from lipctrl.certificates.checker.graph import Graph, Node
-from lipctrl.certificates.checker.intervals import UnsafeArithmetic
 from lipctrl.certificates.checker.network import read_network
 from lipctrl.certificates.checker.products import absolute_product, norm_product
 from lipctrl.certificates.checker.verdict import Rejected
@@ -124,13 +124,11 @@ def test_claims_are_read_strictly(changes, word):
 
 
 def test_arithmetic_that_is_not_safe_proves_nothing(monkeypatch):
-    def refuse(order):
-        raise UnsafeArithmetic(f"probed {order}")
-
-    monkeypatch.setattr(lipschitz_bound, "require_ieee_products", refuse)
+    orders = unsafe_arithmetic(monkeypatch, lipschitz_bound)
     for graph, evidence in ((SIX, SIX_EVIDENCE), (SIX, PRODUCT), (layers([[3.0]]), multipliers())):
-        with pytest.raises(Rejected, match="probed 256"):
+        with pytest.raises(Rejected, match="rounds upwards"):
             prove_lipschitz(graph, claim_of(9.0), evidence)
+    assert orders == [256] * 3
 
 
 def test_scales_of_the_norm_are_exact_and_positive():

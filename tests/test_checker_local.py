@@ -8,13 +8,13 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+from verifying import of_several_ends, unsafe_arithmetic
 
 from lipctrl.certificates.checker import work as counting
 from lipctrl.certificates.checker.bundle import Certificate
 from lipctrl.certificates.checker.definite import OutOfRange
 from lipctrl.certificates.checker.domain import Domain
 from lipctrl.certificates.checker.graph import Graph, GraphError, Node
-from lipctrl.certificates.checker.intervals import UnsafeArithmetic
 from lipctrl.certificates.checker.verdict import Rejected
 from lipctrl.certificates.checker.verifiers import local_lipschitz as module
 from lipctrl.certificates.checker.verifiers.local_lipschitz import (
@@ -97,10 +97,8 @@ def test_claims_that_are_refused(changes, why):
 
 
 def test_graphs_have_one_input_and_one_output():
-    one = Node("input", (), {"name": "x", "size": 1})
-    two = Graph((one, Node("input", (), {"name": "y", "size": 1})), {"u": 0}, {})
-    refuses(claim_of(1), "one input and one output", graph=two)
-    refuses(claim_of(1), "one input and one output", graph=Graph((one,), {"u": 0, "v": 0}, {}))
+    for graph in of_several_ends(1):
+        refuses(claim_of(1), "one input and one output", graph=graph)
 
 
 def test_evidence_that_is_refused(monkeypatch):
@@ -135,13 +133,7 @@ def test_leaves_and_ends_up_to_the_limit(monkeypatch):
 
 
 def test_the_arithmetic_is_probed(monkeypatch):
-    orders = []
-
-    def probe(order):
-        orders.append(order)
-        raise UnsafeArithmetic("this process rounds upwards")
-
-    monkeypatch.setattr(module, "require_ieee_products", probe)
+    orders = unsafe_arithmetic(monkeypatch, module)
     refuses(claim_of(ABOVE), "rounds upwards")
     assert orders == [256]
 

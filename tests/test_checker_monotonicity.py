@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 from loops import Sketch
+from verifying import of_several_ends, unsafe_arithmetic
 
 from lipctrl.certificates.checker.bundle import Certificate
 from lipctrl.certificates.checker.graph import Graph, Node
-from lipctrl.certificates.checker.intervals import UnsafeArithmetic
 from lipctrl.certificates.checker.kinds import KINDS, check
 from lipctrl.certificates.checker.signs import Moves
 from lipctrl.certificates.checker.verdict import Rejected
@@ -92,9 +92,7 @@ def test_claims_are_read_strictly(changes, why):
 
 
 def test_claims_are_about_one_input_and_one_output():
-    two = Graph((Node("input", (), {"name": "a", "size": 1}), Node("input", (), {"name": "b", "size": 1})), {"y": 0})
-    both = Graph((Node("input", (), {"name": "a", "size": 1}),), {"y": 0, "z": 0})
-    for graph in (two, both):
+    for graph in of_several_ends(1):
         refuses(graph, claim_of([1]), SIGNS, "^monotonicity is about a graph with one input and one output$")
 
 
@@ -307,12 +305,9 @@ def test_leaves_are_judged_in_batches(monkeypatch):
 
 
 def test_unsafe_arithmetic_is_refused(monkeypatch):
-    def unsafe(order: int) -> None:
-        assert order == 256
-        raise UnsafeArithmetic("flushes subnormals")
-
-    monkeypatch.setattr(module, "require_ieee_products", unsafe)
-    refuses(linear([1]), claim_of([1]), SIGNS, "^flushes subnormals$")
+    orders = unsafe_arithmetic(monkeypatch, module)
+    refuses(linear([1]), claim_of([1]), SIGNS, "^this process rounds upwards$")
+    assert orders == [256]
 
 
 # --- verdicts ---------------------------------------------------------------------------------------------------------------
