@@ -311,6 +311,16 @@ def test_one_wrong_number_in_the_probe_is_enough(monkeypatch: pytest.MonkeyPatch
         iv.require_ieee()
 
 
+def test_affine_maps_of_many_axes_are_those_of_their_rows() -> None:
+    random = np.random.default_rng(0)
+    weight, middle = random.normal(size=(5, 3)), random.normal(size=(2, 4, 3))
+    found = iv.affine(Interval(middle - 0.1, middle + 0.1), weight, np.arange(5.0))
+    assert found.low.shape == (2, 4, 5)
+    for index in np.ndindex(2, 4):
+        row = iv.affine(Interval(middle[index][None] - 0.1, middle[index][None] + 0.1), weight, np.arange(5.0))
+        assert np.allclose(found.low[index], row.low[0], rtol=1e-14) and np.allclose(found.high[index], row.high[0], rtol=1e-14)
+
+
 def test_affine_maps_add_up_every_share_of_their_bound() -> None:
     """Zero centres and weights that cancel leave the radius alone, which is the formula's and 16 roundings of reserve."""
     g, u = Fraction(iv.gamma(2 * 2 + 16)), Fraction(1, 2**53)
