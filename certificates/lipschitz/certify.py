@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from lipctrl.certificates.checker.products import absolute_product, norm_product
 from lipctrl.certificates.checker.verdict import Rejected
 from lipctrl.certificates.checker.verifiers.lipschitz_bound import rounded_up
 from lipctrl.certificates.lipschitz.eclipse import eclipse
+from lipctrl.certificates.lipschitz.given import HasGraph, graph_of
 from lipctrl.certificates.lipschitz.maximum import bound_maximum
 from lipctrl.certificates.lipschitz.newton import Multipliers, least_shares, mixtures, solve
 from lipctrl.certificates.lipschitz.patterns import pattern_floor
@@ -30,19 +31,12 @@ from lipctrl.core.errors import InputError, LipctrlError
 from lipctrl.core.progress import Progress, no_progress
 from lipctrl.nn.proof import ELSEWHERE
 
+__all__ = ["HasGraph", "certify_lipschitz"]
+
 MAX_NEWTON_ORDER = 1500  #: variables beyond which multipliers are sought in stages, or window by window
 PARTS_TOLERANCE = 1e-3  #: of each stage or window there
 NEAR = 1.1  #: bounds up to so many times the floor are near enough, unless splits are asked for
 SPLITS, SPLIT_ORDER = 32, 100  #: splits for others, and the greatest number of variables that is worth it
-
-
-class HasGraph(Protocol):
-    """Anything with a ``graph``, such as a policy: the Graph, or a function that makes it."""
-
-    @property
-    def graph(self) -> Graph | Callable[[], Graph]:
-        """The network."""
-        ...
 
 
 def certify_lipschitz(
@@ -74,8 +68,7 @@ def certify_lipschitz(
     Raises InputError where the network has no network form (the message names the operation) or an argument does not fit,
     LipctrlError where nothing could be proved.
     """
-    given = network if isinstance(network, Graph) else network.graph
-    problem = read_problem(given if isinstance(given, Graph) else given(), norm, input_scale, output_scale)
+    problem = read_problem(graph_of(network), norm, input_scale, output_scale)
     if multipliers is not None and norm != "l2":
         raise InputError(f"multipliers are known for the norm 'l2' only, got norm {norm!r}")
     if splits is not None and not (isinstance(splits, int) and splits >= 0):

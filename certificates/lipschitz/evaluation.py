@@ -2,48 +2,32 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 
-from lipctrl.certificates.checker.bundle import parse_certificate
 from lipctrl.certificates.checker.domain import halves
-from lipctrl.certificates.checker.graph import Graph, graph_from_json, graph_to_json, rational_to_text
-from lipctrl.certificates.checker.kinds import check
-from lipctrl.certificates.checker.verdict import Rejected, Verdict
+from lipctrl.certificates.checker.graph import Graph
+from lipctrl.certificates.checker.verdict import Rejected
 from lipctrl.certificates.checker.verifiers.action_deviation import KIND, PROPERTY, Deviation, prove_deviation, read_deviation
-from lipctrl.certificates.checker.writing import certificate_bytes, write_certificate
-from lipctrl.certificates.lipschitz.certify import HasGraph
+from lipctrl.certificates.lipschitz.given import HasGraph, as_texts, graph_of, scale_of
 from lipctrl.certificates.lipschitz.local import domain_of
+from lipctrl.certificates.lipschitz.records import Filed
 from lipctrl.core.errors import InputError
-from lipctrl.core.rationals import rationals
 
 MARGIN = 1e-9  #: relative, of the claim above what the search found: sums round otherwise in batches of other sizes
 
 
 @dataclass(frozen=True)
-class EvaluationCertificate:
+class EvaluationCertificate(Filed):
     """|f32(x) - f(x)| <= ``value`` on the claim's domain: ``claim`` and ``evidence`` are what the checker accepted in this process."""
 
     graph: Graph
     value: float
     claim: Mapping[str, Any]
     evidence: Mapping[str, Any]
-
-    def __bool__(self) -> NoReturn:
-        raise TypeError("an EvaluationCertificate has no truth value: let the checker judge, .check(), or compare .value")
-
-    def check(self) -> Verdict:
-        """The checker's verdict on the certificate's bytes: the only thing that carries a level."""
-        return check(parse_certificate(*certificate_bytes(**self._parts())))
-
-    def write(self, folder: str | os.PathLike[str], provenance: Mapping[str, Any] | None = None) -> Path:
-        """Write the certificate folder, replacing an earlier certificate there in one step."""
-        return write_certificate(folder, provenance=provenance, **self._parts())
 
     def _parts(self) -> dict[str, Any]:
         return {"kind": KIND, "claim": self.claim, "policy": self.graph, "evidence": self.evidence, "arithmetic": "float32"}
@@ -71,15 +55,10 @@ def certify_evaluation(
     """
     if norm not in ("l2", "linf"):
         raise InputError(f"norm is {norm!r}, expected 'l2' or 'linf'")
-    given = network if isinstance(network, Graph) else network.graph
-    given = given if isinstance(given, Graph) else given()
-    graph = graph_from_json(graph_to_json(given), given.tensors)
+    graph = graph_of(network)
     claim: dict[str, Any] = {"property": PROPERTY, "norm": norm, "domain": domain_of(graph, low, high, centre, radius)}
     (outputs,) = graph.output_sizes.values()
-    scale = None if output_scale is None else rationals(output_scale, outputs, "output_scale")
-    if scale is not None and not all(v > 0 for v in scale):
-        raise InputError(f"output_scale is {output_scale!r}, expected positive numbers")
-    claim["output_scale"] = None if scale is None else [rational_to_text(v) for v in scale]
+    claim["output_scale"] = as_texts(scale_of(output_scale, outputs, "output_scale"))
     claim["activation_ulp"] = activation_ulp
     try:
         problem, _ = read_deviation(graph, {**claim, "bound": "0"})

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 
-from lipctrl.certificates.checker.bundle import parse_certificate
 from lipctrl.certificates.checker.domain import Domain
-from lipctrl.certificates.checker.graph import Graph, GraphError, graph_from_json, graph_to_json, rational_to_text
+from lipctrl.certificates.checker.graph import Graph, GraphError, rational_to_text
 from lipctrl.certificates.checker.intervals import Array
-from lipctrl.certificates.checker.kinds import check
 from lipctrl.certificates.checker.signs import Moves, signs_everywhere
-from lipctrl.certificates.checker.verdict import Rejected, Verdict
+from lipctrl.certificates.checker.verdict import Rejected
 from lipctrl.certificates.checker.verifiers.monotonicity import KIND, PROPERTY, Monotone, leaf_batches, prove_monotone, read_claim
-from lipctrl.certificates.checker.writing import certificate_bytes, write_certificate
-from lipctrl.certificates.lipschitz.certify import HasGraph
+from lipctrl.certificates.lipschitz.given import HasGraph, graph_of
 from lipctrl.certificates.lipschitz.local import Budget, domain_of
 from lipctrl.certificates.lipschitz.monotone_search import Pair, Sampler, Search
+from lipctrl.certificates.lipschitz.records import Filed
 from lipctrl.core.errors import InputError, LipctrlError
 from lipctrl.core.progress import Progress, no_progress
 from lipctrl.core.rationals import rational
@@ -30,7 +26,7 @@ ROUNDS = 16  #: of sampling for a contradiction where there is no box to split
 
 
 @dataclass(frozen=True)
-class MonotonicityCertificate:
+class MonotonicityCertificate(Filed):
     """Signs that were proved, or a pair of points that contradicts them, in the form that the checker accepted in this process.
 
     ``signs`` (m, n) says for each output and input whether the output never falls (1) or never rises (-1) when the input rises; of 0
@@ -42,17 +38,6 @@ class MonotonicityCertificate:
     kind: str
     claim: Mapping[str, Any]
     evidence: Mapping[str, Any]
-
-    def __bool__(self) -> NoReturn:
-        raise TypeError("a MonotonicityCertificate has no truth value: let the checker judge, .check()")
-
-    def check(self) -> Verdict:
-        """The checker's verdict on the certificate's bytes: ``proved``, or ``falsified`` for a counterexample."""
-        return check(parse_certificate(*certificate_bytes(**self._parts())))
-
-    def write(self, folder: str | os.PathLike[str], provenance: Mapping[str, Any] | None = None) -> Path:
-        """Write the certificate folder, replacing an earlier certificate there in one step."""
-        return write_certificate(folder, provenance=provenance, **self._parts())
 
     def _parts(self) -> dict[str, Any]:
         return {"kind": self.kind, "claim": self.claim, "policy": self.graph, "evidence": self.evidence}
@@ -89,9 +74,7 @@ def certify_monotone(
 
     Raises InputError where the network or an argument does not fit, NotProved where signs could be neither proved nor refuted.
     """
-    given = network if isinstance(network, Graph) else network.graph
-    given = given if isinstance(given, Graph) else given()
-    graph = graph_from_json(graph_to_json(given), given.tensors)
+    graph = graph_of(network)
     if len(graph.input_sizes) != 1 or len(graph.outputs) != 1:
         raise InputError(f"the network has inputs {list(graph.input_sizes)} and outputs {list(graph.outputs)}, expected one of each")
     everywhere = all(argument is None for argument in (low, high, centre, radius))

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
-from lipctrl.certificates.checker.graph import Graph, graph_from_json, graph_to_json, rational_to_text
+from lipctrl.certificates.checker.graph import Graph
 from lipctrl.certificates.checker.intervals import Array
 from lipctrl.certificates.checker.network import Network, read_network
 from lipctrl.certificates.checker.verdict import Rejected
 from lipctrl.certificates.checker.verifiers.lipschitz_bound import NORMS, effective_scales, prove_lipschitz
+from lipctrl.certificates.lipschitz.given import as_texts, scale_of
 from lipctrl.certificates.lipschitz.records import UpperBound
 from lipctrl.core.errors import InputError
-from lipctrl.core.rationals import rationals
 
 Vector = tuple[Fraction, ...]
 
@@ -38,7 +38,7 @@ class Problem:
 
     def proved(self, bound: float, evidence: Mapping[str, Any], gap: float | None = None) -> UpperBound | None:
         """The bound as a record if the checker's code accepts it, else ``None``."""
-        scales = (None if s is None else [rational_to_text(v) for v in s] for s in (self.input_scale, self.output_scale))
+        scales = as_texts(self.input_scale), as_texts(self.output_scale)
         claim = {"property": "lipschitz", "norm": self.norm, **dict(zip(("input_scale", "output_scale"), scales, strict=True))}
         claim["bound"] = float(bound).hex()
         try:
@@ -48,15 +48,13 @@ class Problem:
         return UpperBound(float(bound), evidence["method"], claim, evidence, gap)
 
 
-def read_problem(given: Graph, norm: str, input_scale: Any, output_scale: Any) -> Problem:
-    """The problem for a graph, as it reads back from its file form. Raises InputError where the network or an argument does not fit."""
+def read_problem(graph: Graph, norm: str, input_scale: Any, output_scale: Any) -> Problem:
+    """The problem for a graph in file form. Raises InputError where the network or an argument does not fit."""
     if norm not in NORMS:
         raise InputError(f"norm is {norm!r}, expected one of {', '.join(NORMS)}")
-    graph = graph_from_json(graph_to_json(given), given.tensors)
     try:
         network = read_network(graph)
-        first = None if input_scale is None else _positive(input_scale, network.inputs, "input_scale")
-        last = None if output_scale is None else _positive(output_scale, network.outputs, "output_scale")
+        first, last = scale_of(input_scale, network.inputs, "input_scale"), scale_of(output_scale, network.outputs, "output_scale")
         scales = effective_scales(network, first or _ones(network.inputs), last or _ones(network.outputs))
     except Rejected as error:
         raise InputError(f"this network cannot be bounded: {error}") from error
@@ -65,10 +63,3 @@ def read_problem(given: Graph, norm: str, input_scale: Any, output_scale: Any) -
 
 def _ones(length: int) -> Vector:
     return (Fraction(1),) * length
-
-
-def _positive(values: Any, length: int, what: str) -> Vector:
-    result = rationals(values, length, what)
-    if not all(value > 0 for value in result):
-        raise InputError(f"{what} is {values!r}, expected positive numbers")
-    return result

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import ROUND_FLOOR, Decimal
@@ -25,6 +26,25 @@ def rounded_down(value: float, digits: int = 6) -> str:
     exact = Decimal(value)
     step = Decimal(1).scaleb(exact.adjusted() - digits + 1)
     return f"{exact.quantize(step, rounding=ROUND_FLOOR).normalize():f}"
+
+
+class Filed(ABC):
+    """A finding that a certificate folder can hold. Only the checker says what it is worth, so it has no truth value."""
+
+    @abstractmethod
+    def _parts(self) -> dict[str, Any]:
+        """The arguments of :func:`lipctrl.certificates.checker.writing.certificate_bytes`."""
+
+    def __bool__(self) -> NoReturn:
+        raise TypeError(f"a finding ({type(self).__name__}) has no truth value: let the checker judge, .check(), or compare its bound")
+
+    def check(self) -> Verdict:
+        """The checker's verdict on the certificate's bytes: the only thing that carries a level."""
+        return check(parse_certificate(*certificate_bytes(**self._parts())))
+
+    def write(self, folder: str | os.PathLike[str], provenance: Mapping[str, Any] | None = None) -> Path:
+        """Write the certificate folder, replacing an earlier certificate there in one step."""
+        return write_certificate(folder, provenance=provenance, **self._parts())
 
 
 @dataclass(frozen=True)
@@ -52,7 +72,7 @@ class LowerBound:
 
 
 @dataclass(frozen=True)
-class LipschitzCertificate:
+class LipschitzCertificate(Filed):
     """A proved upper bound of the Lipschitz constant of ``graph``, ready to be written, with a witness from below.
 
     ``floor`` is *not* a lower bound: it is (``numerical``) the slope of some activation pattern, which no method that
@@ -63,17 +83,6 @@ class LipschitzCertificate:
     upper: UpperBound
     lower: LowerBound | None
     floor: float | None
-
-    def __bool__(self) -> NoReturn:
-        raise TypeError("a LipschitzCertificate has no truth value: let the checker judge, .check(), or compare .upper.value")
-
-    def check(self) -> Verdict:
-        """The checker's verdict on the certificate's bytes: the only thing that carries a level."""
-        return check(parse_certificate(*certificate_bytes(**self._parts())))
-
-    def write(self, folder: str | os.PathLike[str], provenance: Mapping[str, Any] | None = None) -> Path:
-        """Write the certificate folder, replacing an earlier certificate there in one step."""
-        return write_certificate(folder, provenance=provenance, **self._parts())
 
     def _parts(self) -> dict[str, Any]:
         return {"kind": KIND, "claim": self.upper.claim, "policy": self.graph, "evidence": self.upper.evidence}
