@@ -81,8 +81,8 @@ def _solved(weight: Tensor, v: Tensor, activation: str) -> Tensor:
         if bool(done.all()):
             return z
     left = torch.nonzero(~done)[:, 0]
-    solver = ImplicitSolver(weight.cpu().numpy(), activation)
-    z[left] = torch.as_tensor(solver.follow(v[left].cpu().numpy())).to(z)
+    solver = ImplicitSolver(weight.detach().cpu().numpy(), activation)
+    z[left] = torch.as_tensor(solver.follow(v[left].detach().cpu().numpy())).to(z)
     return z
 
 
