@@ -27,6 +27,7 @@ MAX_ORDER = 1500  #: variables beyond which no multipliers are sought on a cell
 CELL_TOLERANCE = 5e-3  #: of multipliers on a cell, in the square of the bound
 SMALL_ORDER, FEW_INPUTS = 64, 6  #: multipliers are sought to the end where there are few variables, or too many inputs to split
 NEAR = 1.2  #: of the gain at the middle of a cell: expansions that are nearer need no multipliers
+FAR = 200  #: of that gain: where slopes alone allow more, expansions are hopeless
 SCATTERED = 256  #: cells before multipliers are sought again below the whole domain, where there are few inputs
 SLICE = 0.1  #: seconds, as estimated, between two decisions what to do
 SPLITS = 64  #: cells that are split at once
@@ -211,16 +212,16 @@ class Search:
 
     def _expanded(self, node: Node, found: LocalSlopes) -> float:
         """Bound a cell by its expansion. Where that is near the gain at the middle, multipliers will do no better."""
-        if not self.problem.curved or node.tried or self.proofs >= MAX_PROOFS:
+        middle, _ = self.problem.matrices(found, 1).centre_radius()
+        gain = float(np.linalg.norm(middle[0], 2 if self.problem.norm == "l2" else np.inf)) if np.isfinite(middle).all() else 0.0
+        if not self.problem.curved or node.tried or self.proofs >= MAX_PROOFS or not node.own < FAR * gain:
             return 0.0
         value = self.problem.expanded(node.low, node.high) * (1 + 1e-9)
         if value < node.own:
             node.own, node.proof, node.products = value, {"method": EXPANSION}, self.problem.expansion_products()
             node.effective = min(node.effective, node.own)
             self.proofs += 1
-        middle, _ = self.problem.matrices(found, 1).centre_radius()
-        order = 2 if self.problem.norm == "l2" else np.inf
-        if np.isfinite(middle).all() and value < NEAR * float(np.linalg.norm(middle[0], order)):
+        if value < NEAR * gain:
             node.tried = 2
         return 1e-9 * self.problem.expansion_products()
 
