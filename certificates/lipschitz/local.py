@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from lipctrl.certificates.checker.graph import Graph, GraphError, graph_from_json, graph_to_json, rational_to_text
+from lipctrl.certificates.checker.graph import Graph, GraphError, rational_to_text
 from lipctrl.certificates.checker.verdict import Rejected
 from lipctrl.certificates.checker.verifiers.lipschitz_bound import rounded_up
 from lipctrl.certificates.checker.verifiers.local_lipschitz import MAX_LEAVES, PROPERTY, Problem, prove_local, read_problem
 from lipctrl.certificates.lipschitz.affordable import affordable
-from lipctrl.certificates.lipschitz.certify import HasGraph
+from lipctrl.certificates.lipschitz.given import HasGraph, as_texts, graph_of, scale_of
 from lipctrl.certificates.lipschitz.local_search import FEW_INPUTS, Search
 from lipctrl.certificates.lipschitz.local_witness import WitnessSearch
 from lipctrl.certificates.lipschitz.records import LipschitzCertificate, LowerBound, UpperBound
@@ -63,9 +63,7 @@ def certify_local_lipschitz(
 
     Raises InputError where the network or an argument does not fit, LipctrlError where nothing could be proved.
     """
-    given = network if isinstance(network, Graph) else network.graph
-    given = given if isinstance(given, Graph) else given()
-    graph = graph_from_json(graph_to_json(given), given.tensors)
+    graph = graph_of(network)
     claim = _claim(graph, norm, domain_of(graph, low, high, centre, radius), input_scale, output_scale)
     try:
         problem, _ = read_problem(graph, {**claim, "bound": "0"})
@@ -101,13 +99,8 @@ def _claim(graph: Graph, norm: str, domain: dict[str, Any], input_scale: Any, ou
     if norm not in ("l2", "linf"):
         raise InputError(f"norm is {norm!r}, expected 'l2' or 'linf'")
     (size,), (outputs,) = graph.input_sizes.values(), graph.output_sizes.values()
-    claim: dict[str, Any] = {"property": PROPERTY, "norm": norm, "domain": domain}
-    for name, values, length in (("input_scale", input_scale, size), ("output_scale", output_scale, outputs)):
-        exact = None if values is None else rationals(values, length, name)
-        if exact is not None and not all(v > 0 for v in exact):
-            raise InputError(f"{name} is {values!r}, expected positive numbers")
-        claim[name] = None if exact is None else [rational_to_text(v) for v in exact]
-    return claim
+    scales = {"input_scale": scale_of(input_scale, size, "input_scale"), "output_scale": scale_of(output_scale, outputs, "output_scale")}
+    return {"property": PROPERTY, "norm": norm, "domain": domain, **{name: as_texts(scale) for name, scale in scales.items()}}
 
 
 class _Certifier:
