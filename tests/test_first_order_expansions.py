@@ -22,6 +22,7 @@ from lipctrl.certificates.checker.curved import Curved, CurvedAlgebra, all_entri
 from lipctrl.certificates.checker.expansion import (
     Errors,
     Recorder,
+    Source,
     Step,
     _errors,
     _part,
@@ -56,13 +57,13 @@ def ones(count: int) -> Interval:
 
 def alone(errors: Errors) -> Step:
     """One multiplication of something that is known."""
-    return Step(1, [(0, 1.0, errors)])
+    return Step(1, [Source(0, 1.0, 1.0, errors)])
 
 
 def errors_of(steps: list[Step] | None) -> list[Errors]:
     """Of all multiplications, in their order."""
     assert steps is not None
-    return [errors for step in steps for _, _, errors in step.sources if errors is not None]
+    return [source.errors for step in steps for source in step.sources if source.errors is not None]
 
 
 # --- the numbers of an expansion, exactly -------------------------------------------------------------------------------------------
@@ -108,23 +109,21 @@ def test_scales_that_are_not_known_exactly_count_at_their_worst() -> None:
 
 
 def test_errors_of_operands_are_multiplied_on_their_way() -> None:
-    """By hand: A is made from what is known, B from A by a gain of 3, C from A and B, and the output is a product with C."""
+    """By hand: A is made from what is known, B from A by a gain of 3, C from A and B, and the output is a product with C, repeated."""
     first, last = numbers(7, 1, 0, 0, 0, 0.5, 0, 0.25), numbers(2, 1, 0, 0, 0, 0.125, 0, 0.0625)
-    links = [[(0, 9.0, first)], [(1, 3.0, None)], [(1, 5.0, None), (2, 11.0, None)], [(3, 1.0, last)]]
-    steps = [Step(result, sources) for result, sources in enumerate(links, 1)]
+    links = [[Source(0, 8.0, 9.0, first)], [Source(1, 1.0, 3.0)], [Source(1, 1.0, 5.0), Source(2, 1.0, 11.0)], [Source(3, 2.0, 13.0, last)]]
+    steps, before = [Step(result, sources) for result, sources in enumerate(links, 1)], 2 * 0.5 * (5 + 3 * 11)
     known = remainder(steps, ones(1), ones(1), spread_of(1.0))
-    assert np.isclose(known, 7 * 0.5 + 2 * (0.125 + 0.0625 * 0.5 * (5 + 3 * 11)))
-    again = [*steps, Step(5, [(4, 13.0, last)])]
-    before = 0.125 + 0.5 * (5 + 3 * 11)
-    assert np.isclose(remainder(again, ones(1), ones(1), spread_of(1.0)), known + 2 * (0.125 + 0.0625 * before))
-    further = [*steps, Step(5, [(4, 13.0, last)]), Step(6, [(5, 1.0, last)])]
-    assert np.isclose(remainder(further, ones(1), ones(1), spread_of(1.0)), known + 4 * 0.125 + 2 * 0.0625 * (before + 0.125 + 13 * before))
+    assert np.isclose(known, 7 * 0.5 + 2 * (0.125 + 0.0625 * before))
+    after = 0.125 + 13 * before
+    further = [*steps, Step(5, [Source(4, 3.0, 1.0, last)])]
+    assert np.isclose(remainder(further, ones(1), ones(1), spread_of(1.0)), known + 2 * (0.125 + 0.0625 * 3 * after))
 
 
 def test_errors_that_are_no_numbers_are_not_forgotten() -> None:
     """Also where they come from an operand."""
     good, bad = numbers(1, 1, 1, 1, 1, 1, 1, 1), numbers(0, 1, 0, 0, 0, np.nan, 0, 0)
-    for steps in ([alone(bad)], [alone(good), Step(2, [(1, 1.0, bad)])], [alone(bad), Step(2, [(1, 1.0, good)])]):
+    for steps in ([alone(bad)], [alone(good), Step(2, [Source(1, 1.0, 1.0, bad)])], [alone(bad), Step(2, [Source(1, 1.0, 1.0, good)])]):
         assert np.isnan(remainder(steps, ones(1), ones(1), spread_of(1.0)))
 
 
@@ -134,7 +133,7 @@ def test_what_multiplies_errors_has_the_norm_of_all_rows_together() -> None:
     zero = np.zeros((2, 1))
     first = Errors(iv.point(np.array([[1.0, 4.0]])), rows, iv.point(zero[:, :, None]), zero, zero, np.array([[1.0, 1], [0, 0], [0, 0]]))
     last = Errors(iv.point(np.ones((1, 2))), iv.point(zero), iv.point(zero[:, :, None]), zero, zero, np.array([[0.0, 0], [0, 0], [3, 4]]))
-    assert np.isclose(remainder([alone(first), Step(2, [(1, 1.0, last)])], ones(1), ones(1), spread_of(1.0)), 5 + 5 * 5**0.5)
+    assert np.isclose(remainder([alone(first), Step(2, [Source(1, 1.0, 1.0, last)])], ones(1), ones(1), spread_of(1.0)), 5 + 5 * 5**0.5)
 
 
 def test_sums_leave_room_for_their_roundings() -> None:
@@ -295,6 +294,28 @@ def test_the_errors_of_products_sums_and_parts_by_hand() -> None:
     errors = errors_of(record(twice, cells([1, 2, 4], [3, 6, 10]))[1])
     assert len(errors) == 2
     assert all(np.allclose(made.after.low, 1) and np.allclose(made.before.low, [[0, 1, 0]]) for made in errors)
+
+
+def test_the_norms_of_all_that_is_done() -> None:
+    """Of a signal of length 1 where it is repeated, of weights, factors, parts and sums."""
+    s = Sketch()
+    y = s("tanh", s.affine(s.input("x", 2), [[3, 4]]))
+    z = s("affine", y, weight="weight", bias=None)
+    s.tensors["weight"] = np.array([[1.0], [2], [2]], np.float32)
+    parts = [s("mul", y, s.constant(2, -5, 3, 4)), s("add", s.constant(*range(9)), y), s("mul", z, y), s("neg", z)]
+    parts.append(s("select", z, indices=(1, 2, 2, 1, 1)))
+    joined = s("concatenate", *parts)
+    s.tensors["sum"] = np.ones((1, sum((4, 9, 3, 3, 5))))
+    _, steps = record(s.graph(u=s("affine", joined, weight="sum", bias=None)), cells([0.0, 0.0], [1e-9, 1e-9]))
+    assert steps is not None
+    norms = [[(source.copies, source.gain) for source in step.sources] for step in steps]
+    assert norms[0] == [(1.0, pytest.approx(5))] and norms[-1] == [(1.0, pytest.approx(24**0.5))] and norms[-2] == [(1.0, 1.0)] * 5
+    assert np.allclose(norms[1], [(1, 1)], atol=1e-6)  # tanh near 0, of a signal of length 1
+    assert sorted(len(norm) for norm in norms[2:-2]) == [1, 1, 1, 1, 1, 2]
+    (weight,), (factor,), (total,), product, (negative,), (part,) = norms[2], *norms[3:-2]
+    assert np.allclose(weight, (3**0.5, 3)) and np.allclose(factor, (2, 5)) and np.allclose(total, (3, 1))
+    assert np.allclose(sorted(product), [(1, 1e-8), (3**0.5, 1e-8)], atol=1e-6)
+    assert np.allclose(negative, (1, 1)) and np.allclose(part, (1, 3**0.5))
 
 
 @pytest.mark.parametrize("op", ["add", "sub", "min", "max"])

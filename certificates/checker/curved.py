@@ -12,6 +12,7 @@ enclosed as well, by P' at (y + z) / 2.
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -117,11 +118,9 @@ class CurvedAlgebra(LocalAlgebra):
         bend, twist = (x and _without_subnormals(sized(x, size)) for x in (bend, twist))
         error, play = (np.broadcast_to(end, (*end.shape[:-1], size)) for end in (error, play))
         swings, sizes = [linear.magnitude], [self._spread(linear.magnitude)]
-        if self.order > 1:
-            second = None if bend is None else bend.magnitude
-            swings.append(np.zeros_like(play) if second is None else self._across(second))
-            sizes.append(np.zeros_like(error) if bend is None else 0.5 * self._spread(swings[1]))
-        if self.order > 2:
+        swings.append(np.zeros_like(play) if bend is None else self._across(bend.magnitude))
+        sizes.append(np.zeros_like(error) if bend is None else 0.5 * self._spread(swings[1]))
+        if self.order == 3:
             swings.append(np.zeros_like(play) if twist is None else self._bent(twist))
             sizes.append(np.zeros_like(error) if twist is None else up(self._spread(swings[2]) / 3))
         return Model(centre, linear, bend, twist, error, play, tuple(sizes), tuple(swings))
@@ -290,8 +289,10 @@ class CurvedAlgebra(LocalAlgebra):
             return Interval(joined([end.low for end in ends], *front), joined([end.high for end in ends], *front))
 
         def curved(ends: Sequence[Interval | None], *front: int) -> Interval | None:
+            if all(end is None for end in ends):
+                return None
             zero = iv.point(np.zeros((*front, 1, 1)))
-            return None if all(end is None for end in ends) else both([zero if end is None else end for end in ends], *front)
+            return both([zero if end is None else end for end in ends], *front)
 
         model = self._model(
             both([m.centre for m in models]),
@@ -299,7 +300,7 @@ class CurvedAlgebra(LocalAlgebra):
             curved([m.bend for m in models], k, k),
             joined([m.error for m in models]),
             joined([m.play for m in models], k),
-            curved([m.twist for m in models], len(triples(k)[0])),
+            curved([m.twist for m in models], math.comb(k + 2, 3)),
         )
         return self._with(whole, model)
 

@@ -37,10 +37,14 @@ Back = Callable[[Interval], Interval]  #: from derivatives (m, n) with respect t
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """What a result takes from one operand, in norm at most ``gain`` times it; of a multiplier also ``left_out``, see `CurvedAlgebra`."""
+    """What a result takes from one operand, which it repeats with the norm ``copies`` and then stretches by ``gain`` at most.
+
+    ``left_out`` is of multipliers, see :class:`CurvedAlgebra`.
+    """
 
     operand: Model
     back: Back
+    copies: float
     gain: float
     left_out: Sizes | None = None
 
@@ -61,11 +65,21 @@ class Errors:
 
 
 @dataclass(frozen=True)
+class Source:
+    """An operand of a step, by a number, as in :class:`Link`; of a multiplication also its errors."""
+
+    operand: int
+    copies: float
+    gain: float
+    errors: Errors | None = None
+
+
+@dataclass(frozen=True)
 class Step:
-    """How a result was made: of each operand its name, the most that its Z grows, and the errors of a multiplication."""
+    """How the signal with the number ``result`` was made."""
 
     result: int
-    sources: list[tuple[int, float, Errors | None]]
+    sources: list[Source]
 
 
 class Recorder(CurvedAlgebra):
@@ -91,22 +105,24 @@ class Recorder(CurvedAlgebra):
             for link in links:
                 x = link.operand
                 made = None if link.left_out is None else _errors(after, x, link.left_out)
-                steps[-1].sources.append((id(x), link.gain, made))
+                steps[-1].sources.append(Source(id(x), link.copies, link.gain, made))
                 back, known = link.back(after), derivatives.get(id(x))
                 derivatives[id(x)] = back if known is None else known + back
         return steps[::-1]
 
     def _noted(self, result: Local, *links: tuple[Enclosed, Back, float]) -> Local:
-        """Keep how a result that is linear in its operands was made."""
+        """Keep how a result that is linear in its operands was made: with derivatives, and norms without repetition."""
         if isinstance(result, Curved) and result.model is not None:
             known = [(x.model, back, gain) for x, back, gain in links if isinstance(x, Curved) and x.model is not None]
-            self._steps.append((result.model, [Link(x, _fitted(x, back), gain) for x, back, gain in known]))
+            size = result.model.error.shape[1]
+            self._steps.append((result.model, [Link(x, _fitted(x, back), _copies(x, size), gain) for x, back, gain in known]))
         return result
 
     def _gained(self, x: Model, gain: Interval, certain: Sizes, doubt: Array) -> Array:
         left_out = self._left_out(certain, doubt)
-        most = up(up(gain.magnitude + left_out[-1]).max() * _repeated(x.error.shape[1], left_out[-1].shape[1]))
-        self._gains.append(Link(x, _fitted(x, lambda after: after * gain), float(most), left_out))
+        most = up(gain.magnitude + left_out[-1])
+        link = Link(x, _fitted(x, lambda after: after * gain), _copies(x, most.shape[1]), float(most.max()), left_out)
+        self._gains.append(link)
         return super()._gained(x, gain, certain, doubt)
 
     def _multiplied(self, result: Local) -> Local:
@@ -124,14 +140,10 @@ class Recorder(CurvedAlgebra):
         if self._gains:
             return self._multiplied(product)
         factor = x.value if x.slope is None else y.value  # one of them is constant
-        length, most = product.value.low.shape[1], factor.magnitude.max()
-        gains = [float(up(most * _repeated(signal.value.low.shape[1], length))) for signal in (x, y)]
-        return self._noted(product, *((signal, lambda after: after * factor, gain) for signal, gain in zip((x, y), gains, strict=True)))
+        return self._noted(product, *((signal, lambda after: after * factor, float(factor.magnitude.max())) for signal in (x, y)))
 
     def add(self, x: Enclosed, y: Enclosed) -> Local:
-        total = super().add(x, y)
-        first, second = (_repeated(signal.value.low.shape[1], total.value.low.shape[1]) for signal in (x, y))
-        return self._noted(total, (x, _same, first), (y, _same, second))
+        return self._noted(super().add(x, y), (x, _same, 1.0), (y, _same, 1.0))
 
     def neg(self, x: Enclosed) -> Local:
         return self._noted(super().neg(x), (x, lambda after: -after, 1.0))
@@ -162,16 +174,15 @@ def remainder(steps: Sequence[Step], scale_in: Interval, scale_out: Interval, sp
     total = 0.0
     for step in steps:
         result = 0.0
-        for operand, gain, errors in step.sources:
-            before = wrong.get(operand, 0.0)
-            result = up(result + up(gain * before))
+        for source in step.sources:
+            before, errors = up(source.copies * wrong.get(source.operand, 0.0)), source.errors
+            result = up(result + up(source.gain * before))
             if errors is None or not errors.swing.size:
                 continue
             after = errors.after * Interval(scale_out.low[:, None], scale_out.high[:, None])
             balance, rows = _balanced(errors, after, scale_in, spread)
             total = up(total + up(gain_of(after * iv.point(balance)) * rows))
-            if before != 0:
-                total = up(total + up(gain_of(after * iv.point(errors.left_out[-1])) * before))
+            total = up(total + up(gain_of(after * iv.point(errors.left_out[-1])) * before))
             result = up(result + up(balance.max() * rows))
         wrong[step.result] = result
     return float(total)
@@ -192,7 +203,7 @@ def _balanced(errors: Errors, after: Interval, scale_in: Interval, spread: Calla
 def row_remainders(steps: Sequence[Step], scale_in: Interval, scale_out: Interval, spread: Callable[[Array], Array]) -> Array:
     """Bounds (m,) of the sums of absolute values in the rows of S_out (A - A_0) S_in^-1."""
     total = np.full(len(scale_out.low), 2.0**-500)
-    for errors in (errors for step in steps for _, _, errors in step.sources if errors is not None):
+    for errors in (source.errors for step in steps for source in step.sources if source.errors is not None):
         after = (errors.after * Interval(scale_out.low[:, None], scale_out.high[:, None])).magnitude
         before, bend = (errors.before / scale_in).magnitude, (errors.bend / scale_in).magnitude
         slack = 1 + 4 * (len(bend) + bend.shape[1] + 8) * iv.UNIT
@@ -265,9 +276,9 @@ def _fitted(x: Model, back: Back) -> Back:
     return fitted
 
 
-def _repeated(size: int, other: int) -> float:
-    """The norm of what makes a signal of this length one of another, by repeating it."""
-    return float(up(np.sqrt(max(size, other) / size)))
+def _copies(x: Model, size: int) -> float:
+    """The norm of what repeats a signal of length 1 so often; others are not repeated."""
+    return float(up(np.sqrt(size))) if x.error.shape[1] == 1 else 1.0
 
 
 def _part(at: slice) -> Back:
