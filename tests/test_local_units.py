@@ -227,6 +227,14 @@ def test_symbols_that_are_refused(symbols):
         assert prove_local(APART, CLAIM, cells(TREE[0], {**BELOW, "symbols": accepted}, ABOVE)) == 1 + 1e-9
 
 
+def test_symbols_count_for_every_factor():
+    problem, _ = read_problem(APART, CLAIM)
+    one = read_passes(ABOVE["ranges"], problem.graph, 1)
+    for symbols in (0, 7):
+        more = module.work_of_passes(problem, one, symbols) - module.work_of_passes(problem, [{}], symbols)
+        assert more == 2 * (module.PER_FACTOR + 1 + symbols)  # one factor and one end
+
+
 def test_symbols_count_as_work_and_need_room(monkeypatch):
     tree = [TREE[0], {**BELOW, "symbols": MAX_SYMBOLS}, ABOVE]
     few, many = (read_problem(APART, CLAIM)[0].work(count) for count in (0, MAX_SYMBOLS))
