@@ -74,7 +74,7 @@ def quick_gains(matrices: Interval) -> Array:
 
 
 def family_gains(family: Family) -> Array:
-    """For each: the Euclidean gain, near the greatest of the first order; NaN or infinite where nothing is known.
+    """For each: the Euclidean gain, near the greatest for small d; NaN or infinite where nothing is known.
 
     With float bases U, V that are orthogonal up to 1 - eta_U and 1 - eta_V, |A| <= |U^T A V| / sqrt((1 - eta_U)(1 - eta_V)), whatever
     they are.

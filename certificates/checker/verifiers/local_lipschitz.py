@@ -69,7 +69,7 @@ MAX_PROOFS = 4096  #: leaves with a proof of their own
 MAX_WORK = 3_000_000_000  #: units of work on the slopes of leaves, see ``checker/work.py``
 MAX_PRODUCTS = 1e12  #: multiplications for the proofs of leaves
 PER_VALUE = 5e4  #: multiplications in the time that the exact slopes of one value take
-MAX_CURVED_INPUTS, MAX_CURVED_WORK = 64, 10**8  #: that vary, and on one leaf, for slopes to first order
+MAX_CURVED_INPUTS, MAX_CURVED_WORK = 64, 10**8  #: that vary, and on one leaf, for slopes by polynomials
 PER_FACTOR = 100  #: units of work, beside one for each input, that one factor of a range takes
 _SHOWN_INPUTS = 6  #: a sentence names the ends of a domain with so many inputs
 
@@ -86,7 +86,7 @@ class Problem:
     scale_in: Vector
     scale_out: Vector
     remembered: Remembered
-    curved: bool = False  #: slopes are enclosed to first order
+    curved: bool = False  #: slopes are enclosed by polynomials
 
     def slopes(self, low: Array, high: Array) -> tuple[LocalSlopes, Array]:
         """Slopes on boxes (B, n) of the domain, and which of them surely hold no point of it. Raises Rejected."""
@@ -119,7 +119,7 @@ class Problem:
         return self._scaled(iv.point(np.zeros((1, 1, 1))) if slope is None else slope, batch)
 
     def family(self, found: LocalSlopes, batch: int) -> Family | None:
-        """The same to first order, where that is known."""
+        """The same as polynomials in the inputs, where these are known."""
         model = found.output.model if isinstance(found.output, Curved) else None
         if model is None or found.spread is None:
             return None
@@ -139,7 +139,7 @@ class Problem:
         return iv.from_fractions(tuple(self.scale_in[i] for i in self.domain.free)), iv.from_fractions(self.scale_out)
 
     def gains(self, found: LocalSlopes, batch: int) -> Array:
-        """Bounds (B,) on cells by their slopes alone, quickly; the first order is looked at where it is known."""
+        """Bounds (B,) on cells by their slopes alone, quickly; polynomials are looked at where they are known."""
         with np.errstate(all="ignore"):
             matrices, family = self.matrices(found, batch), self.family(found, batch)
             gains = (quick_gains if self.norm == "l2" else row_gains)(matrices)
