@@ -207,7 +207,7 @@ class CurvedAlgebra(LocalAlgebra):
                 second = up(second + np.where(size > 0, up(0.5 * up(size * up(straight**2))), 0.0))
                 mixed = _plus(square * (iv.point(f.third) / iv.point(np.array(3.0))), x.bend and x.bend * iv.point(f.curve))
                 twist = _products([*_threefold(x.linear, mixed), *_pairs(x.twist, steady)])
-            certain = (first, second, *certain[2:])
+            certain = (first, second)
         play = self._gained(x, steady, certain, doubt)
         return self._model(steady * x.centre + iv.point(shift), x.linear * steady, bend, error, play, twist)
 
