@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from fractions import Fraction
 from typing import Any
@@ -57,6 +58,49 @@ def test_members_have_no_greater_gain(shape: Any, seed: int) -> None:
     gain, rows = family_gains(one)[0], family_row_sums(one, hull(one))[0]
     for matrix in members(random, one, radii, 60):
         assert np.linalg.norm(matrix, 2) <= gain and (np.abs(matrix).sum(1) <= rows).all()
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 4), (2, 3), (4, 2)])
+@pytest.mark.parametrize("affine", [False, True])
+def test_members_that_are_quadratic_in_d_have_no_greater_gain(shape: Any, affine: bool) -> None:
+    random, k = np.random.default_rng(7), 3
+    radii = random.random(k)
+    plain = family(random.standard_normal(shape), random.standard_normal((k, *shape)) if affine else None, np.zeros(shape), *radii)
+    curves = random.standard_normal((k, k, 1, *shape))
+    one = dataclasses.replace(plain, curves=iv.point(curves))
+    gain, rows = family_gains(one)[0], family_row_sums(one, hull(one))[0]
+    best, most = 0.0, np.zeros(shape[0])
+    for i in range(200):
+        d = radii * (random.choice([-1.0, 1.0], k) if i % 2 else random.uniform(-1, 1, k))
+        matrix = one.centre.low[0] + 0.5 * np.einsum("i,j,ij...->...", d, d, curves[:, :, 0])
+        if one.parts is not None:
+            matrix = matrix + np.tensordot(d, one.parts.low[:, 0], 1)
+        assert np.linalg.norm(matrix, 2) <= gain and (np.abs(matrix).sum(1) <= rows).all()
+        best, most = max(best, float(np.linalg.norm(matrix, 2))), np.maximum(most, np.abs(matrix).sum(1))
+    assert gain < 2.5 * best and (rows < 2.5 * most + 1).all()
+
+
+def test_quadratic_parts_by_hand() -> None:
+    """2 + d / 4 + (3 d d - d e + 5 e e) / 2 for |d| <= 1/2 and |e| <= 2, and intervals at their worse ends."""
+    curves = np.array([[3.0, -1], [0, 5]]).reshape(2, 2, 1, 1, 1)
+    one = dataclasses.replace(family([[2]], [[[0.25]], [[0]]], [[0]], 0.5, 2.0), curves=iv.point(curves))
+    assert family_gains(one)[0] == pytest.approx(2 + 0.125 + 0.5 * (0.75 + 1 + 20), rel=1e-12)
+    assert family_row_sums(one, iv.point(np.ones((1, 1, 1))))[0, 0] == pytest.approx(2 + 0.125 + 0.5 * (0.75 + 1 + 20), rel=1e-12)
+    assert one.most()[0, 0, 0] == pytest.approx(0.125 + 0.5 * (0.75 + 1 + 20), rel=1e-12)
+    assert one.most(lambda x: Interval(3 * x.low, 3 * x.high))[0, 0, 0] == pytest.approx(3 * (0.125 + 0.5 * (0.75 + 1 + 20)), rel=1e-12)
+    for low, high in ((0, 1), (-1, 0)):
+        wide = dataclasses.replace(one, curves=Interval(curves + low, curves + high))
+        across = max(3 + high, -3 - low) * 0.25 + max(1 - low, high - 1) + max(high, -low) + (5 + high) * 4
+        assert wide.most()[0, 0, 0] == pytest.approx(0.125 + 0.5 * across, rel=1e-12)
+
+
+def test_quadratic_parts_of_several_families() -> None:
+    """Each with its own: d d b / 2 for b = 0, 1, 2 and |d| <= 1/2."""
+    centre = iv.point(np.ones((3, 1, 2)))
+    curves = np.zeros((1, 1, 3, 1, 2))
+    curves[0, 0, :, 0, 0] = range(3)
+    several = Family(centre, None, np.zeros((3, 1, 2)), spread_of(0.5), iv.point(curves))
+    assert np.allclose(several.most()[:, 0], [[0, 0], [0.125, 0], [0.25, 0]])
 
 
 def hull(one: Family) -> Interval:
