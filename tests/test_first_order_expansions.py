@@ -164,7 +164,7 @@ def test_sums_leave_room_for_their_roundings() -> None:
 
 def test_nothing_is_taken_from_a_remainder() -> None:
     errors = numbers(1, 0, 0, 0, 0, 0, 2.0**1010, 0)
-    assert row_remainders([alone(errors)], ones(1), ones(1), spread_of(1.0))[0] >= 0
+    assert row_remainders([alone(errors), alone(errors)], ones(1), ones(1), spread_of(1.0))[0] >= 0
 
 
 def test_weights_are_all_that_they_may_be() -> None:
@@ -255,7 +255,8 @@ def test_parts_that_are_taken_pass_their_derivatives_on() -> None:
     assert np.allclose(errors.after.low, [[100, 1001]]) and np.allclose(errors.after.high, [[100, 1001]])
 
 
-def test_multipliers_are_all_that_they_may_be() -> None:
+@pytest.mark.parametrize("order", [2, 3])
+def test_multipliers_are_all_that_they_may_be(order: int) -> None:
     tiny = 2.0**-60
     for low, high, first, second, doubt in (
         (1.0, 2.0, 0.25, 0.5, 0.125),
@@ -266,6 +267,7 @@ def test_multipliers_are_all_that_they_may_be() -> None:
         (-1.0, -1.0, 0.0, tiny, 0.0),
     ):
         recorder = Recorder(cells([-1], [1]))
+        recorder.order = order
         x = recorder.entering()
         assert isinstance(x, Curved) and x.model is not None
         ends = (np.full((1, 1), end) for end in (low, high))
@@ -274,6 +276,11 @@ def test_multipliers_are_all_that_they_may_be() -> None:
         back, most = link.back(iv.point(np.ones((1, 1)))), max(abs(F(low)), abs(F(high))) + F(first) + F(second) + F(doubt)
         assert F(low) - F(1, 10**14) <= F(float(back.low[0, 0])) <= F(low) and F(high) <= F(float(back.high[0, 0]))
         assert most <= F(link.gain) <= most + F(1, 10**14)
+    recorder = Recorder(cells([-1, -1], [1, 1]))
+    both = recorder.entering()
+    assert isinstance(both, Curved) and both.model is not None
+    recorder._gained(both.model, iv.point(np.array([[2.0, -3.0]])), (np.zeros((1, 2)),) * 2, np.zeros((1, 2)))
+    assert np.isclose(recorder._gains[0].gain, 3)  # the greatest of its units
 
 
 def test_the_errors_of_products_sums_and_parts_by_hand() -> None:
