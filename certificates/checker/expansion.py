@@ -31,7 +31,7 @@ from lipctrl.certificates.checker.intervals import Array, Interval, up
 from lipctrl.certificates.checker.jacobian import Family, family_gains, family_row_sums, gain_of, nonnegative_gains
 from lipctrl.certificates.checker.local_slopes import Cells, Local, LocalSlopes
 
-MAX_ENTRIES = 1 << 22  #: of third derivatives of one signal
+MAX_ENTRIES = 1 << 23  #: of third derivatives, of all signals together
 Back = Callable[[Interval], Interval]  #: from derivatives (m, n) with respect to a result to those with respect to an operand
 
 
@@ -242,11 +242,13 @@ def record(graph: Graph, cells: Cells, remembered: Remembered | None = None) -> 
 
 def order_of(graph: Graph, count: int) -> int:
     """The degree of polynomials in so many inputs that are affordable for a graph."""
-    return 3 if math.comb(count + 2, 3) * _widest(graph) <= MAX_ENTRIES else 2
+    (outputs,) = graph.output_sizes.values()
+    return 3 if math.comb(count + 2, 3) * _signals(graph) + count**3 * outputs <= MAX_ENTRIES else 2
 
 
-def _widest(graph: Graph) -> int:
-    return max([*graph.sizes, *(_widest(node.attributes["graph"]) for node in graph.nodes if node.op == "recentre")])
+def _signals(graph: Graph) -> int:
+    """How many numbers all signals have together."""
+    return sum([*graph.sizes, *(_signals(node.attributes["graph"]) for node in graph.nodes if node.op == "recentre")])
 
 
 def _errors(after: Interval, x: Model, left_out: Sizes) -> Errors:
