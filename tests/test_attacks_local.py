@@ -8,7 +8,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 from flint import arb, arb_series, ctx
-from test_local_lipschitz import network, texts
+from test_local_lipschitz import claim_of, network, texts
 
 from lipctrl.certificates.checker.derivatives import higher_derivatives, reciprocal
 from lipctrl.certificates.checker.domain import HalfLine, Leaf
@@ -581,3 +581,24 @@ def test_work_grows_with_the_square_and_cube_of_outputs():
         work = problem.work()
         assert problem.curved is curved and 8 * outputs**2 * work.cells_at_once * curved < 2**30
         assert not curved or work.cell > outputs**3 / 200
+
+
+@pytest.mark.parametrize("count", [2, 100])
+def test_a_short_signal_counts_as_often_as_a_product_repeats_it(count):
+    """The sum of x relu(x), so many times, with one relu for all: the constant on [-1, 1] is twice their number."""
+    nodes = (
+        Node("input", (), {"name": "x", "size": 1}),
+        Node("affine", (0,), {"weight": "many", "bias": None}),
+        Node("relu", (0,)),
+        Node("mul", (1, 2)),
+        Node("affine", (3,), {"weight": "sum", "bias": None}),
+    )
+    graph = Graph(nodes, {"y": 4}, {"many": np.ones((count, 1)), "sum": np.ones((1, count))})
+    for bound, accepted in ((1.99 * count, False), (4.0 * count, True)):
+        claim = claim_of([-1], [1], bound)
+        evidence = {"method": "cells", "tree": [0], "proofs": [{"method": "expansion"}]}
+        try:
+            proved = prove_local(graph, claim, evidence) == bound
+        except Rejected:
+            proved = False
+        assert proved == accepted

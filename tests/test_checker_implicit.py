@@ -250,7 +250,7 @@ def test_rows_are_solved_one_by_one() -> None:
     assert np.abs(np.tanh(z[1, 1] @ solver.weight.T + v[1, 1]) - z[1, 1]).max() < 1e-13
 
 
-def test_layers_that_are_hard_to_solve() -> None:
+def test_layers_that_are_hard_to_solve(monkeypatch: pytest.MonkeyPatch) -> None:
     generator = np.random.default_rng(3)
     weight = monotone(generator, 12, 1e-3) * 5 - 4 * np.eye(12)
     v = 100 * generator.standard_normal((20, 12))
@@ -259,7 +259,8 @@ def test_layers_that_are_hard_to_solve() -> None:
         assert converged
         again = np.maximum(z @ weight.T + v, 0) if activation == "relu" else np.logaddexp(0, z @ weight.T + v)
         assert np.abs(again - z).max() < 1e-11
-    assert not FixedPoint(weight * 100 - 99 * np.eye(12), "softplus", turns=0)(v)[1]
+    monkeypatch.setattr(implicit, "TURNS", 0)
+    assert not FixedPoint(weight * 100 - 99 * np.eye(12), "softplus")(v)[1]
 
 
 def test_newton_steps_alone(monkeypatch: pytest.MonkeyPatch) -> None:

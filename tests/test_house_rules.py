@@ -14,7 +14,7 @@ FRONT = {"command.py", "__main__.py", "__init__.py", "writing.py"}  # around the
 
 MAX_FILE_LINES = 450
 MAX_FUNCTION_LINES = 70
-MAX_KERNEL_LINES = 4406  # ceilings on what has to be believed: raised for a new kind of proof only, and then in the open
+MAX_KERNEL_LINES = 4438  # ceilings on what has to be believed: raised for a new kind of proof only, and then in the open
 MAX_VERIFIER_LINES = 350
 NOT_CODE = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENCODING, tokenize.ENDMARKER}
 

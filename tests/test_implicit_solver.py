@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from implicit_graphs import monotone, skewed
 
 from lipctrl.certificates.checker.graph import IMPLICIT_ACTIVATIONS, Graph, Node
-from lipctrl.certificates.checker.implicit import TURNS, FixedPoint, margin
+from lipctrl.certificates.checker.implicit import FixedPoint, margin
 from lipctrl.core import implicit_solver
 from lipctrl.core.casadi_evaluation import casadi_function
 from lipctrl.core.errors import InputError, LipctrlError
@@ -75,7 +75,7 @@ def test_splitting_alone_leaves_rows(activation: str, n: int) -> None:
     generator = np.random.default_rng(n)
     weight, v = skewed(generator, n, 1e3, 0.1), rows(generator, 12, n)
     assert margin(weight, np.ones(n)) > 0.09
-    rough, converged = FixedPoint(weight, activation, TURNS)(v)
+    rough, converged = FixedPoint(weight, activation)(v)
     assert not converged and roundings(weight, v, rough, activation) > 1e6
     assert roundings(weight, v, ImplicitSolver(weight, activation)(v), activation) < 64
 
@@ -130,7 +130,7 @@ def test_gradients_are_those_of_the_solution(activation: str) -> None:
     generator = np.random.default_rng(7)
     n = 6
     weight, v = skewed(generator, n, 200, 0.1), generator.standard_normal((8, n))
-    assert not FixedPoint(weight, activation, TURNS)(v)[1]
+    assert not FixedPoint(weight, activation)(v)[1]
     at_weight, at_v = torch.tensor(weight, requires_grad=True), torch.tensor(v, requires_grad=True)
     pull = generator.standard_normal((8, n))
     z = implicit_layer(at_weight, at_v, activation)

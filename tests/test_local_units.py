@@ -217,6 +217,8 @@ def test_tables_are_for_all_leaves():
     assert prove_local(APART, claim_of([-2], [2], 2.1), cells(BELOW)) == 2.1
     assert prove_local(APART, claim_of([-2], [2], 2.1), cells([0, "0"], BELOW, None)) == 2.1
     refuses([ABOVE], "list of 0 numbers")
+    without = {"ranges": [[[2, 1, "high", []]]], "proof": None}
+    assert prove_local(APART, claim_of([-2], [2], 2.1), cells(without)) == 2.1
     refuses([[2, 0, "0"], {"ranges": [[]]}, ABOVE], "missing keys")
 
 
@@ -231,8 +233,10 @@ def test_symbols_count_for_every_factor():
     problem, _ = read_problem(APART, CLAIM)
     one = read_passes(ABOVE["ranges"], problem.graph, 1)
     for symbols in (0, 7):
-        more = module.work_of_passes(problem, one, symbols) - module.work_of_passes(problem, [{}], symbols)
-        assert more == 2 * (module.PER_FACTOR + 1 + symbols)  # one factor and one end
+        more = module.work_of_passes(problem, 1, one, symbols) - module.work_of_passes(problem, 1, [{}], symbols)
+        assert more == 2 * (module.PER_FACTOR + 1 + symbols) + module.PER_FORM * (1 + symbols)  # one factor and one end
+        more = module.work_of_passes(problem, 5, [{}, {}], symbols) - module.work_of_passes(problem, 2, [{}, {}], symbols)
+        assert more == 2 * 3 * (module.PER_HALF_LINE + 1 + symbols)
 
 
 def test_symbols_count_as_work_and_need_room(monkeypatch):
@@ -246,6 +250,16 @@ def test_symbols_count_as_work_and_need_room(monkeypatch):
     monkeypatch.setattr(counting, "MAX_FLOATS", few.floats * 3)
     assert prove_local(APART, CLAIM, cells(*TREE))
     refuses(tree, "512 symbols are more than this network leaves room for")
+
+
+def test_ends_are_judged_in_parts(monkeypatch):
+    entries = [[2, index, end, [factor]] for factor in ("1", "0", "1/2") for index in (0, 1) for end in ("low", "high")]
+    for at_once in (1, 5, unit_splits.AT_ONCE):
+        monkeypatch.setattr(unit_splits, "AT_ONCE", at_once)
+        assert prove_local(APART, CLAIM, cells(TREE[0], BELOW, {"ranges": [entries], "proof": None})) > 1
+    parts = read_passes([entries], APART, 1)[0][2].parts(5)
+    assert [len(part.index) for part in parts] == [5, 5, 2] and parts[2].factors.tolist() == [[0.5], [0.5]]
+    assert parts[1].upper.tolist() == [True, False, True, False, True]
 
 
 def test_margins_without_symbols_are_rounded_up():
@@ -304,7 +318,8 @@ def test_half_lines_and_work_are_bounded(monkeypatch):
     refuses(deep(4), "more than 3 times in a row", claim=loose)
     problem, _ = read_problem(APART, CLAIM)
     work = problem.work()
-    extra = 2 * (work.cell + work.batch) + 2 * (module.PER_FACTOR + 1)  # one factor and one end
+    each = work.cell + work.batch + module.PER_HALF_LINE + 1
+    extra = 2 * each + 2 * (module.PER_FACTOR + 1) + module.PER_FORM  # one factor and one end
     monkeypatch.setattr(module, "MAX_WORK", max(extra, work.total(2)))
     if extra >= work.total(2):
         assert prove_local(APART, CLAIM, cells(*TREE)) > 1

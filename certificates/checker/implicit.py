@@ -32,7 +32,6 @@ LEAST_MARGIN = 2.0**-100  #: smaller ones are not looked for
 SWEEPS = 4  #: of interval iteration after the first enclosure
 SPLITTINGS = 40  #: steps of the splitting between two looks at the residual
 TURNS = 8  #: looks, where the solution is only an approximation to begin a proof with
-MAX_TURNS = 50  #: looks, where it is the answer
 NEWTON_TURN, NEWTON_STEPS = 4, 3  #: looks without Newton steps, which are dear, and how many there are at each look then
 MAX_FLOATS = 1 << 22  #: in the matrices of Newton steps at one time
 
@@ -106,7 +105,7 @@ class ImplicitLayer:
 
     def __init__(self, weight: Array, metric: Array, activation: str) -> None:
         self.weight, self.metric = weight.astype(np.float64), metric.astype(np.float64)
-        self.margin, self.solver = margin(weight, metric), FixedPoint(weight, activation, TURNS)
+        self.margin, self.solver = margin(weight, metric), FixedPoint(weight, activation)
 
     def reach(self, miss: Array) -> Array:
         """:func:`reach` in this layer."""
@@ -185,8 +184,8 @@ _FLOATS: dict[str, tuple[Callable[[Array], Array], Callable[[Array], Array]]] = 
 class FixedPoint:
     """Approximate solutions in float64, of which nothing is proved: the splitting above, polished by Newton steps."""
 
-    def __init__(self, weight: Array, activation: str, turns: int = MAX_TURNS) -> None:
-        self.weight, self.turns = weight.astype(np.float64), turns
+    def __init__(self, weight: Array, activation: str) -> None:
+        self.weight = weight.astype(np.float64)
         self.phi, self.derivative = _FLOATS[activation]
         self.resolvent = np.linalg.inv(2 * np.eye(len(weight)) - self.weight)
 
@@ -199,7 +198,7 @@ class FixedPoint:
         result, left = np.full_like(v, np.nan), np.flatnonzero(np.isfinite(v).all(-1))
         y = v[left]
         with np.errstate(all="ignore"):
-            for turn in range(self.turns):
+            for turn in range(TURNS):
                 if not left.size:
                     break
                 y = self._split(y, v[left])

@@ -8,6 +8,7 @@ infinity may appear; callers accept nothing that is not finite.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
@@ -153,7 +154,7 @@ def affine(x: Interval, weight: Array, bias: Array | None) -> Interval:
 
 def _rows_times(x: Array, matrix: Array) -> Array:
     """``x @ matrix`` as one product of two matrices: many thin ones are far slower."""
-    product: Array = (x.reshape(-1, x.shape[-1]) @ matrix).reshape(*x.shape[:-1], matrix.shape[1])
+    product: Array = (x.reshape(math.prod(x.shape[:-1]), x.shape[-1]) @ matrix).reshape(*x.shape[:-1], matrix.shape[1])
     return product
 
 

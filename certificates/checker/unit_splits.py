@@ -32,6 +32,7 @@ from lipctrl.certificates.checker.verdict import Rejected
 
 MAX_PASSES = 4
 MAX_SYMBOLS = 512  #: in each pass
+AT_ONCE = 1 << 20  #: coordinates of the forms of ends that are judged together
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,11 @@ class Ends:
     index: Array
     upper: Array
     factors: Array
+
+    def parts(self, count: int) -> list[Ends]:
+        """The same, at most so many at a time."""
+        starts = range(0, max(1, len(self.index)), count)
+        return [Ends(*(rows[start : start + count] for rows in (self.index, self.upper, self.factors))) for start in starts]
 
 
 Pass = dict[Place, Ends]
@@ -131,7 +137,7 @@ class HalvedAlgebra(SymbolAlgebra):
                 high[0, half.index] = np.minimum(high[0, half.index], half.threshold)
         if self._place in self.ends:
             ends = self.ends[self._place]
-            most = self._most(x, n, ends)
+            most = np.concatenate([self._most(x, n, part) for part in ends.parts(max(1, AT_ONCE // self.coordinates))])
             np.minimum.at(high[0], ends.index[ends.upper], most[ends.upper])
             np.maximum.at(low[0], ends.index[~ends.upper], -most[~ends.upper])
         if bool((low > high).any()):

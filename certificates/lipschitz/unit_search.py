@@ -263,7 +263,7 @@ class UnitSearch:
                 leaf.own = leaf.effective = 0.0
                 return
             finally:
-                leaf.work = work_of_passes(self.problem, leaf.passes, leaf.symbols)
+                leaf.work = work_of_passes(self.problem, len(leaf.half_lines), leaf.passes, leaf.symbols)
             leaf.margins = algebra.margins
             matrix = self.problem.matrices(leaf.found, 1)
             leaf.own = self._gain(matrix)

@@ -4,9 +4,9 @@ Splitting takes a number of steps that grows with the square of the skew part of
 w = (D - c I) f_m(w) + v. The pull c >= 0 adds to the margin of the layer. The activation f_m with the heat m is m f(w / m) for the softplus
 and the ReLU, whose f is the softplus here, and f(w / m) for tanh and the sigmoid; its slopes are in [0, 1] where m >= 1, those of the
 softplus for every m > 0. So every layer on the path is as well-posed as the first, I - (D - c I) S is regular for every diagonal S of
-slopes, and Newton's method with a line search converges from anywhere. A hot layer is nearly linear. It is cooled to c = 0 and m = 1, or
-m = 0 for a ReLU, until Newton steps in the layer itself end at a solution: a few dozen steps altogether, some hundreds where the skew part
-is 100,000 times the margin.
+slopes, and in exact arithmetic Newton's method with a line search converges from anywhere. A hot layer is nearly linear. It is
+cooled to c = 0 and m = 1, or m = 0 for a ReLU, until Newton steps in the layer itself end at a solution: a few dozen steps
+altogether, some hundreds where the skew part is 100,000 times the margin. Far beyond that a layer may be left unsolved, an error.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from lipctrl.certificates.checker.implicit import TURNS, FixedPoint
+from lipctrl.certificates.checker.implicit import FixedPoint
 from lipctrl.core.errors import InputError, LipctrlError
 
 Array = Any  #: a NumPy array
@@ -44,7 +44,7 @@ class ImplicitSolver:
 
     def __init__(self, weight: Array, activation: str) -> None:
         try:
-            self.layer = FixedPoint(weight, activation, TURNS)
+            self.layer = FixedPoint(weight, activation)
         except np.linalg.LinAlgError as error:
             raise InputError(SINGULAR) from error
         self.weight, self.homogeneous = self.layer.weight, activation in ("relu", "softplus")
@@ -137,6 +137,7 @@ class _Layer:
             if not farther.any():
                 break
             size[farther] /= 2
+        after = _norm(self.miss(w - size * whole))
         near = after <= NEAR * self.heat[:, 0]
         if not (near | (after < before)).all():
             raise LipctrlError(UNSOLVED)

@@ -71,6 +71,8 @@ MAX_PRODUCTS = 1e12  #: multiplications for the proofs of leaves
 PER_VALUE = 5e4  #: multiplications in the time that the exact slopes of one value take
 MAX_CURVED_INPUTS, MAX_CURVED_WORK = 64, 10**8  #: that vary, and on one leaf, for slopes by polynomials
 PER_FACTOR = 100  #: units of work, beside one for each input, that one factor of a range takes
+PER_FORM = 12  #: units of work for each coordinate of the form of an end
+PER_HALF_LINE = 2500  #: units of work, beside one for each coordinate, that a half-line takes in a pass
 _SHOWN_INPUTS = 6  #: a sentence names the ends of a domain with so many inputs
 
 Vector = tuple[Fraction, ...]
@@ -277,7 +279,10 @@ def _prove_others(problem: Problem, bound: float, leaves: list[Leaf], proofs: li
     entries = [_read_entry(leaf, problem.graph, proofs) for leaf in leaves]
     if (count := sum(entry.proof is not None for entry in entries)) > MAX_PROOFS:
         raise Rejected(f"{count} leaves have proofs of their own, at most {MAX_PROOFS} are accepted")
-    if not sum(work_of_passes(problem, entry.passes, entry.symbols) for entry in entries) <= MAX_WORK:
+    if (
+        not sum(work_of_passes(problem, len(leaf.half_lines), e.passes, e.symbols) for leaf, e in zip(leaves, entries, strict=True))
+        <= MAX_WORK
+    ):
         raise Rejected(f"the ranges in {len(leaves)} leaves are more work than the checker does")
     products, values = 0.0, graph_cost(problem.graph)[0]
     for leaf, entry in zip(leaves, entries, strict=True):
@@ -338,12 +343,18 @@ def _read_entry(leaf: Leaf, graph: Graph, proofs: list[Any]) -> _Entry:
     return entry
 
 
-def work_of_passes(problem: Problem, passes: Sequence[Pass], symbols: int) -> int:
-    """The work of passes over a leaf, beside one on a whole cell. Raises Rejected where numbers for so many symbols take too much room."""
-    work, factors = problem.work(symbols), sum(ends.factors.size + len(ends.index) for found in passes for ends in found.values())
+def work_of_passes(problem: Problem, half_lines: int, passes: Sequence[Pass], symbols: int) -> int:
+    """The work of passes over a leaf with so many half-lines, beside one on a whole cell.
+
+    Raises Rejected where numbers for so many symbols take too much room.
+    """
+    work, coordinates = problem.work(symbols), len(problem.domain.free) + symbols
+    ends = [ends for found in passes for ends in found.values()]
+    factors, forms = sum(e.factors.size + len(e.index) for e in ends), sum(len(e.index) for e in ends)
     if passes and not work.cells_at_once:
         raise Rejected(f"{symbols} symbols are more than this network leaves room for")
-    return len(passes) * (work.cell + work.batch) + factors * (PER_FACTOR + len(problem.domain.free) + symbols)
+    each = work.cell + work.batch + half_lines * (PER_HALF_LINE + coordinates)
+    return len(passes) * each + factors * (PER_FACTOR + coordinates) + forms * PER_FORM * coordinates
 
 
 def products_of(network: Network, norm: str) -> float:
