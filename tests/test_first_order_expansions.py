@@ -165,6 +165,8 @@ def test_sums_leave_room_for_their_roundings() -> None:
 def test_nothing_is_taken_from_a_remainder() -> None:
     errors = numbers(1, 0, 0, 0, 0, 0, 2.0**1010, 0)
     assert row_remainders([alone(errors), alone(errors)], ones(1), ones(1), spread_of(1.0))[0] >= 0
+    nothing = alone(numbers(1, 0, 0, 0, 0, 0, 0, 0))
+    assert row_remainders([nothing, nothing], ones(1), ones(1), spread_of(1.0))[0] >= 2.0**-500
 
 
 def test_weights_are_all_that_they_may_be() -> None:
