@@ -13,9 +13,10 @@ from verifying import of_several_ends, unsafe_arithmetic
 from lipctrl.certificates.checker import work as counting
 from lipctrl.certificates.checker.bundle import Certificate
 from lipctrl.certificates.checker.definite import OutOfRange
-from lipctrl.certificates.checker.domain import Domain
+from lipctrl.certificates.checker.domain import Domain, halves
 from lipctrl.certificates.checker.graph import Graph, GraphError, Node
 from lipctrl.certificates.checker.verdict import Rejected
+from lipctrl.certificates.checker.verifiers import lipschitz_bound as global_bounds
 from lipctrl.certificates.checker.verifiers import local_lipschitz as module
 from lipctrl.certificates.checker.verifiers.local_lipschitz import (
     products_of,
@@ -25,6 +26,7 @@ from lipctrl.certificates.checker.verifiers.local_lipschitz import (
     where_it_holds,
 )
 from lipctrl.certificates.checker.work import Work, work_of_graph
+from lipctrl.certificates.lipschitz.local_multipliers import bound_cell
 
 F = Fraction
 PRODUCT, ABSOLUTE = {"method": "norm-product"}, {"method": "absolute-product"}
@@ -185,7 +187,7 @@ def test_the_work_on_a_leaf(outputs, inputs, norm, careful):
 
 def test_proofs_of_leaves_are_counted(monkeypatch):
     graph = layers([[3.0]], [[2.0]], op="tanh")
-    each = products_of(module.read_network(graph), "l2") + 4 * module.PER_VALUE
+    each = products_of(module.read_network(graph), "l2", False) + 4 * module.PER_VALUE
     split = evidence([0, "3/2"], 0, 0, proofs=[PRODUCT])
     monkeypatch.setattr(module, "MAX_PRODUCTS", 2 * each)
     assert proves(graph, claim_of(7), split)
@@ -193,16 +195,41 @@ def test_proofs_of_leaves_are_counted(monkeypatch):
     refuses(claim_of(7), "more work than the checker does", split, graph)
 
 
+def test_balls_count_for_the_leaves_that_follow(monkeypatch):
+    graph = layers([[3.0]], [[2.0]], op="tanh")
+    problem, _ = module.read_problem(graph, claim_of(7))
+    proofs = []
+    for low, high in halves(*problem.domain.box(), 0, 1.5):
+        found, _ = problem.slopes(low[None], high[None])
+        bound, _ = bound_cell(problem, problem.network(found, 0), 1e-3, 1.0)
+        proofs.append(dict(bound.evidence))
+    network, split = module.read_network(graph), evidence([0, "3/2"], 0, 1, proofs=proofs)
+    cheap, dear = products_of(network, "l2", False) + 4 * module.PER_VALUE, products_of(network, "l2", True)
+    monkeypatch.setattr(module, "MAX_PRODUCTS", 2 * cheap)
+    assert proves(graph, claim_of(7), split)
+
+    def out_of_range(form):
+        raise OutOfRange("too small")
+
+    monkeypatch.setattr(global_bounds, "is_semidefinite", out_of_range)
+    refuses(claim_of(7), "more work than the checker does", split, graph)
+    monkeypatch.setattr(module, "MAX_PRODUCTS", 2 * cheap + dear)
+    assert proves(graph, claim_of(7), split)
+    monkeypatch.setattr(module, "MAX_PRODUCTS", 2 * cheap + dear - 1)
+    refuses(claim_of(7), "more work than the checker does", split, graph)
+
+
 def test_products_of_a_proof(monkeypatch):
     """300 for one multiplication in balls: order^2 (order + squares) for each matrix, weights order; and 30 for each norm."""
     network = module.read_network(layers(np.ones((5, 2)), np.ones((3, 5))))  # 2 inputs, 5 activations, 3 outputs
     norms = 2 * 5 * 2 + 3 * 5 * 3
-    assert products_of(network, "l2") == 300 * (7**2 * (7 + 3) + 25 * 7) + 30 * norms
-    assert products_of(network, "linf") == 300 * (3 * 7**2 * (7 + 1) + 25 * 7) + 30 * norms
+    assert products_of(network, "l2", True) == 300 * (7**2 * (7 + 3) + 25 * 7) + 30 * norms
+    assert products_of(network, "linf", True) == 300 * (3 * 7**2 * (7 + 1) + 25 * 7) + 30 * norms
+    assert products_of(network, "l2", False) == 3 * (7**2 * (7 + 3) + 25 * 7) + 30 * norms
     monkeypatch.setattr(module, "MAX_BALL_ORDER", 7)
-    assert products_of(network, "l2") == 300 * (7**2 * (7 + 3) + 25 * 7) + 30 * norms
+    assert products_of(network, "l2", True) == 300 * (7**2 * (7 + 3) + 25 * 7) + 30 * norms
     monkeypatch.setattr(module, "MAX_BALL_ORDER", 6)
-    assert products_of(network, "l2") == 3 * (7**2 * (7 + 3) + 25 * 7) + 30 * norms
+    assert products_of(network, "l2", True) == 3 * (7**2 * (7 + 3) + 25 * 7) + 30 * norms
 
 
 # --- proofs -------------------------------------------------------------------------------------------------------------

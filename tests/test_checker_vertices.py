@@ -253,7 +253,7 @@ def test_work_is_counted_before_it_is_done(monkeypatch):
     network, tree = read_network(ABSOLUTE), [[0, 0], 0, 1]
     proofs = [{"method": "multipliers", "multipliers": [["2"]]}] * 2
     ends = split(network, [0, 0])
-    work = sum(products_of(leaf, "l2") + 4 * module.PER_SIGNAL for leaf in ends)
+    work = sum(products_of(leaf, "l2", True) + 4 * module.PER_SIGNAL for leaf in ends)
     monkeypatch.setattr(module, "MAX_PRODUCTS", work)
     monkeypatch.setattr(module, "MAX_LEAVES", 2)
     arguments = (network, "l2", np.ones(1), np.ones(1), 1.5, {"method": "vertices", "tree": tree, "proofs": proofs})

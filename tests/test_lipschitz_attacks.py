@@ -171,7 +171,7 @@ def test_norms_that_are_taken_again_and_again_are_counted():
 
 
 def test_norms_count_in_the_proofs_of_leaves():
-    assert products_of(read_network(shared_weight(50)), "l2") > 50 * 256**3
+    assert products_of(read_network(shared_weight(50)), "l2", True) > 50 * 256**3
 
 
 def test_squares_of_many_outputs_are_refused_before_any_balls():

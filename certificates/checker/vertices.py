@@ -49,7 +49,7 @@ def prove_vertices(network: Network, norm: str, scale_in: Array, scale_out: Arra
             raise Rejected("a leaf of the tree of vertices must be the index of a proof, a table")
         if proofs[entry].get("method") == "windows":
             raise Rejected("the proof of a vertex has no windows inside")
-        products += products_of(leaf, norm) + len(leaf.signals) * PER_SIGNAL
+        products += products_of(leaf, norm, True) + len(leaf.signals) * PER_SIGNAL
         if not products <= MAX_PRODUCTS:
             raise Rejected("the proofs of the vertices are more work than the checker does")
         prove_network(leaf, norm, scale_in, scale_out, bound, proofs[entry])

@@ -39,9 +39,10 @@ class Part(Protocol):
         ...
 
 
-def proof_products(problem: Problem, network: Network) -> float:
+def proof_products(problem: Problem, network: Network, in_balls: bool) -> float:
     """About how many multiplications the checker counts for a leaf with this network form."""
-    return products_of(network, problem.norm) + graph_cost(problem.graph)[0] * PER_VALUE
+    balls = products_of(network, problem.norm, True) if in_balls else 0.0
+    return products_of(network, problem.norm, False) + balls + graph_cost(problem.graph)[0] * PER_VALUE
 
 
 def affordable(problem: Problem, root: Part, upper: float) -> float:

@@ -15,7 +15,7 @@ SWEEPS = 40  #: over the multipliers of a ball
 CENTRING = 0.15  #: of the mean complementarity, aimed at in each step
 SHORT = 0.95  #: of the way to the border
 LARGEST = 1e9  #: multiplier, beyond which the polytope is taken to be empty
-ENOUGH = 1e-7  #: mean complementarity, of objectives with absolute sum 1
+ENOUGH = 3e-4  #: mean complementarity, of objectives with absolute sum 1
 
 
 def multipliers(objectives: Array, normals: Array, offsets: Array) -> Array:

@@ -5,9 +5,10 @@ Most units of a small cell are linear and have no variable, so the matrices are 
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -20,8 +21,9 @@ from lipctrl.certificates.checker.network import Network
 from lipctrl.certificates.checker.verdict import Rejected
 from lipctrl.certificates.checker.verifiers import local_lipschitz
 from lipctrl.certificates.checker.verifiers.lipschitz_bound import effective_scales, prove_network
+from lipctrl.certificates.lipschitz.affordable import proof_products
 from lipctrl.certificates.lipschitz.maximum import bound_maximum
-from lipctrl.certificates.lipschitz.newton import least_shares, least_square, mixtures, solve, start
+from lipctrl.certificates.lipschitz.newton import Multipliers, least_shares, least_square, mixtures, solve, start
 from lipctrl.certificates.lipschitz.problem import Problem
 from lipctrl.certificates.lipschitz.records import UpperBound
 from lipctrl.certificates.lipschitz.system import System, build_system
@@ -44,8 +46,9 @@ class CellProblem(Problem):
         return UpperBound(float(bound), evidence["method"], {}, evidence, gap)
 
 
-def bound_cell(problem: local_lipschitz.Problem, network: Network, tolerance: float, seconds: float) -> UpperBound | None:
-    """The best bound by multipliers on a cell with this network form that the checker's code accepts, or ``None``.
+def bound_cell(problem: local_lipschitz.Problem, network: Network, tolerance: float, seconds: float) -> tuple[UpperBound, float] | None:
+    """The best bound by multipliers on a cell with this network form that the checker's code accepts, and what that takes of the
+    multiplications that the checker does; or ``None``.
 
     After ``seconds`` it ends with what it has; 0 seconds: with multipliers that are near the best where slopes are narrow.
     """
@@ -53,9 +56,9 @@ def bound_cell(problem: local_lipschitz.Problem, network: Network, tolerance: fl
         scales = effective_scales(network, problem.scale_in, problem.scale_out)
         cell = CellProblem(problem.graph, network, problem.norm, problem.scale_in, problem.scale_out, *scales)
         with np.errstate(all="ignore"):
-            if problem.norm == "linf":
-                return bound_maximum(cell, tolerance, None, no_progress)
-            return _bound_euclidean(cell, tolerance, seconds)
+            linf = problem.norm == "linf"
+            bound = bound_maximum(cell, tolerance, None, no_progress) if linf else _bound_euclidean(cell, tolerance, seconds)
+            return None if bound is None else (bound, proof_products(problem, network, "balls" in cell.unrolled))
     except (np.linalg.LinAlgError, Rejected, OutOfRange, UnsafeArithmetic):
         return None
 
@@ -63,24 +66,25 @@ def bound_cell(problem: local_lipschitz.Problem, network: Network, tolerance: fl
 def _bound_euclidean(cell: CellProblem, tolerance: float, seconds: float) -> UpperBound | None:
     system = build_system(cell.network, cell.scale_in, cell.scale_out)
     first = _first(system)
-    found = solve(system, tolerance, first=first, seconds=seconds)
-    if not seconds > 0:
-        found = replace(found, shares=least_shares(system, first) * (1 + 1e-9))
-    tries = list(mixtures(system, found))
+    if seconds > 0:
+        found = solve(system, tolerance, first=first, seconds=seconds)
+    else:
+        found = Multipliers(least_shares(system, first) * (1 + 1e-9), first, math.inf, 0)
 
-    def accepted(number: int) -> UpperBound | None:
-        shares, values = tries[number]
+    def accepted(shares: Array, values: Array) -> UpperBound | None:
         bound = math.sqrt(float(shares.sum())) * system.scale
         return cell.proved(bound, {"method": "multipliers", "multipliers": system.filed_as_texts(values)})
 
-    best, low, high = accepted(0), 1, (len(tries) + 1) // 2
+    best = accepted(found.shares, found.values)
     if best is not None:
         return best
+    tries = list(mixtures(system, found))
+    low, high = 1, (len(tries) + 1) // 2
     while low < high:  # further inside bounds are greater and easier to prove: the first that is accepted
         middle = (low + high) // 2
-        here = accepted(middle)
+        here = accepted(*tries[middle])
         best, low, high = (best, middle + 1, high) if here is None else (here, low, middle)
-    return best or next(filter(None, map(accepted, range((len(tries) + 1) // 2, len(tries)))), None)
+    return best or next(filter(None, itertools.starmap(accepted, tries[(len(tries) + 1) // 2 :])), None)
 
 
 def _first(system: System) -> Array:

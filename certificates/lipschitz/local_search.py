@@ -19,7 +19,6 @@ from lipctrl.certificates.checker.jacobian import quick_gains
 from lipctrl.certificates.checker.local_slopes import LocalSlopes, entering
 from lipctrl.certificates.checker.verdict import Rejected
 from lipctrl.certificates.checker.verifiers.local_lipschitz import EXPANSION, MAX_PROOFS, Problem
-from lipctrl.certificates.lipschitz.affordable import proof_products
 from lipctrl.certificates.lipschitz.blame import Blaming, input_to_split
 from lipctrl.certificates.lipschitz.local_multipliers import bound_cell
 
@@ -28,7 +27,7 @@ CELL_TOLERANCE = 5e-3  #: of multipliers on a cell, in the square of the bound
 SMALL_ORDER, FEW_INPUTS = 64, 6  #: multipliers are sought to the end where there are few variables, or too many inputs to split
 NEAR = 1.2  #: of the gain at the middle of a cell: expansions that are nearer need no multipliers
 FAR = 50  #: of that gain: where slopes alone allow more, expansions are hopeless
-SCATTERED = 256  #: cells before multipliers are sought again below the whole domain, where there are few inputs
+SCATTERED = 512  #: cells before multipliers are sought again below the whole domain, where there are few inputs
 SLICE = 0.1  #: seconds, as estimated, between two decisions what to do
 SPLITS = 64  #: cells that are split at once
 
@@ -239,8 +238,8 @@ class Search:
             node.tried = 2
             return 0.0
         bound = bound_cell(self.problem, network, CELL_TOLERANCE, 0.25 * seconds if thorough else 0.0)
-        if bound is not None and bound.value < node.own:
-            node.own, node.proof, node.products = bound.value, dict(bound.evidence), proof_products(self.problem, network)
+        if bound is not None and bound[0].value < node.own:
+            node.own, node.proof, node.products = bound[0].value, dict(bound[0].evidence), bound[1]
             node.effective = min(node.effective, node.own)
             self.proofs += 1
         return 0.02 + (3e-7 if thorough else 1e-8) * order**3

@@ -28,7 +28,6 @@ from lipctrl.certificates.checker.network import Place
 from lipctrl.certificates.checker.unit_splits import MAX_SYMBOLS, Ends, HalvedAlgebra, Margins, NoPoint, Pass
 from lipctrl.certificates.checker.verdict import Rejected
 from lipctrl.certificates.checker.verifiers.local_lipschitz import MAX_PROOFS, Problem, work_of_passes
-from lipctrl.certificates.lipschitz.affordable import proof_products
 from lipctrl.certificates.lipschitz.box_programs import ball_multipliers, multipliers
 from lipctrl.certificates.lipschitz.local_multipliers import bound_cell
 from lipctrl.certificates.lipschitz.local_search import CELL_TOLERANCE, FEW_INPUTS, MAX_ORDER, SLICE
@@ -306,9 +305,9 @@ class UnitSearch:
         if sum(network.variables) > MAX_ORDER:
             return
         bound = bound_cell(self.problem, network, CELL_TOLERANCE, seconds)
-        if bound is not None and bound.value < leaf.own:
+        if bound is not None and bound[0].value < leaf.own:
             self.proofs += leaf.proof is None
-            leaf.own, leaf.proof, leaf.products = bound.value, dict(bound.evidence), proof_products(self.problem, network)
+            leaf.own, leaf.proof, leaf.products = bound[0].value, dict(bound[0].evidence), bound[1]
             leaf.effective = min(leaf.effective, leaf.own)
 
     def tree(self, upper: float) -> tuple[list[Any], list[dict[str, Any]]]:

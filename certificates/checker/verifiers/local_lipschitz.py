@@ -33,6 +33,7 @@ from lipctrl.certificates.checker.domain import Domain, Leaf, read_domain, read_
 from lipctrl.certificates.checker.enclosure import Remembered
 from lipctrl.certificates.checker.expansion import expanded_gain, order_of, record
 from lipctrl.certificates.checker.graph import Graph, GraphError
+from lipctrl.certificates.checker.increments import Unrolled
 from lipctrl.certificates.checker.intervals import Array, Interval, UnsafeArithmetic
 from lipctrl.certificates.checker.jacobian import (
     Family,
@@ -162,10 +163,10 @@ class Problem:
         narrow[entry] = iv.point(moves)
         return read_network(self.graph, narrow)
 
-    def prove(self, network: Network, bound: float, proof: Mapping[str, Any]) -> None:
+    def prove(self, network: Network, bound: float, proof: Mapping[str, Any], unrolled: dict[str, Unrolled]) -> None:
         """Return if the proof holds for this form. Raises Rejected, OutOfRange or UnsafeArithmetic."""
         with np.errstate(all="ignore"):
-            prove_network(network, self.norm, *effective_scales(network, self.scale_in, self.scale_out), bound, proof)
+            prove_network(network, self.norm, *effective_scales(network, self.scale_in, self.scale_out), bound, proof, unrolled)
 
     def expansion_products(self) -> float:
         """About how many multiplications the expansion of a leaf takes."""
@@ -279,10 +280,8 @@ def _prove_others(problem: Problem, bound: float, leaves: list[Leaf], proofs: li
     entries = [_read_entry(leaf, problem.graph, proofs) for leaf in leaves]
     if (count := sum(entry.proof is not None for entry in entries)) > MAX_PROOFS:
         raise Rejected(f"{count} leaves have proofs of their own, at most {MAX_PROOFS} are accepted")
-    if (
-        not sum(work_of_passes(problem, len(leaf.half_lines), e.passes, e.symbols) for leaf, e in zip(leaves, entries, strict=True))
-        <= MAX_WORK
-    ):
+    work = sum(work_of_passes(problem, len(leaf.half_lines), e.passes, e.symbols) for leaf, e in zip(leaves, entries, strict=True))
+    if not work <= MAX_WORK:
         raise Rejected(f"the ranges in {len(leaves)} leaves are more work than the checker does")
     products, values = 0.0, graph_cost(problem.graph)[0]
     for leaf, entry in zip(leaves, entries, strict=True):
@@ -301,11 +300,13 @@ def _prove_others(problem: Problem, bound: float, leaves: list[Leaf], proofs: li
         if proof is None:
             _prove_slopes(problem, bound, [leaf], found, np.zeros(1, dtype=bool))
             continue
-        network = problem.network(found, 0)
-        products += products_of(network, problem.norm) + values * PER_VALUE
+        network, unrolled = problem.network(found, 0), dict[str, Unrolled]()
+        products += products_of(network, problem.norm, proof.get("method") == "windows") + values * PER_VALUE
         if not products <= MAX_PRODUCTS:
             raise Rejected("the proofs of the leaves are more work than the checker does")
-        problem.prove(network, bound, proof)
+        problem.prove(network, bound, proof, unrolled)
+        if "balls" in unrolled:  # which is rare, so that it counts for the leaves that follow
+            products += products_of(network, problem.norm, True)
 
 
 def _prove_expansion(problem: Problem, bound: float, leaf: Leaf, proof: dict[str, Any], products: float) -> None:
@@ -357,13 +358,13 @@ def work_of_passes(problem: Problem, half_lines: int, passes: Sequence[Pass], sy
     return len(passes) * each + factors * (PER_FACTOR + coordinates) + forms * PER_FORM * coordinates
 
 
-def products_of(network: Network, norm: str) -> float:
-    """About how many multiplications the proof of a leaf may take: ball arithmetic is a hundred times slower."""
+def products_of(network: Network, norm: str, in_balls: bool) -> float:
+    """About how many multiplications the proof of a leaf takes, or may take in ball arithmetic, which is a hundred times slower."""
     order = float(sum(network.variables))
     weights = sum(signal.weight.size for signal in network.signals if isinstance(signal, Affine))
     matrices, squares = (network.outputs, 1) if norm == "linf" else (1, network.outputs)
     form = matrices * order**2 * (order + squares) + weights * order
-    return (300 if order <= MAX_BALL_ORDER else 3) * form + 30 * products_of_norms(network)
+    return (300 if in_balls and order <= MAX_BALL_ORDER else 3) * form + 30 * products_of_norms(network)
 
 
 def where_it_holds(domain: Domain) -> str:
