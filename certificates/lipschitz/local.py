@@ -33,7 +33,10 @@ _SIZES = (1.0, 1 + 1e-7, 1 + 1e-5, 1 + 1e-3)  #: of the claimed bound, should th
 
 @dataclass(frozen=True)
 class Budget:
-    """When a search ends: seconds, cells, or a bound within ``tolerance`` (relative) of the lower bound; and its ``seed``."""
+    """When a search ends: seconds, cells, or a bound within ``tolerance`` (relative) of the lower bound; and its ``seed``.
+
+    The judgement of all that was found comes after the seconds, up to about a quarter of them.
+    """
 
     seconds: float = 10.0
     cells: int = 100_000
