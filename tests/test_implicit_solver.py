@@ -197,3 +197,12 @@ def test_the_usual_layer_is_as_before() -> None:
     weight, v = monotone(generator, 12), generator.standard_normal((50, 12))
     z, converged = FixedPoint(weight, "tanh")(v)
     assert converged and np.array_equal(ImplicitSolver(weight, "tanh")(v), z)
+
+
+@pytest.mark.parametrize("activation", ["relu", "tanh"])
+def test_rows_that_are_not_finite_are_nan_and_others_are_solved(activation: str) -> None:
+    weight = np.array([[0.1, 1.0], [-1.0, 0.1]])
+    v = np.array([[1.0, 2.0], [np.nan, 1.0], [np.inf, 1.0]])
+    there = ImplicitSolver(weight, activation)(v)
+    here = implicit_layer(torch.as_tensor(weight), torch.as_tensor(v), activation).numpy()
+    assert np.isnan(here[1:]).all() and np.isnan(there[1:]).all() and np.allclose(here[0], there[0], rtol=1e-12)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -30,11 +30,13 @@ from lipctrl.certificates.lipschitz.system import System, build_system
 from lipctrl.core.progress import no_progress
 
 
-@dataclass(frozen=True)
 class CellProblem(Problem):
     """A problem whose network form holds on one cell only: the evidence is judged for that form."""
 
-    unrolled: dict[str, Unrolled] = field(default_factory=dict, init=False)  #: the increments of this network, kept by the checker's code
+    @cached_property
+    def unrolled(self) -> dict[str, Unrolled]:
+        """The increments of this network, which the checker's code keeps from one judgement to the next."""
+        return {}
 
     def proved(self, bound: float, evidence: Mapping[str, Any], gap: float | None = None) -> UpperBound | None:
         """The bound on the cell if the checker's code accepts it, else ``None``."""

@@ -72,7 +72,7 @@ def _solved(weight: Tensor, v: Tensor, activation: str) -> Tensor:
     resolvent, singular = torch.linalg.inv_ex(2 * identity - weight)
     if bool(singular):
         raise InputError(SINGULAR)
-    y = v
+    y, z, done = v, v, torch.zeros(len(v), dtype=torch.bool, device=v.device)
     for turn in range(TURNS):
         for _ in range(SPLITTINGS):
             reflected = 2 * phi(y) - y

@@ -18,7 +18,7 @@ import numpy as np
 from lipctrl.certificates.checker.implicit import FixedPoint
 from lipctrl.core.errors import InputError, LipctrlError
 
-Array = Any  #: a NumPy array
+Array = Any  # a NumPy array
 
 COOLING = 0.25  #: from one layer on the path to the next
 PULL = 0.1  #: c in the first layer, times |D|
